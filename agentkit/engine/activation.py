@@ -1,0 +1,105 @@
+"""In-place activation by slots.
+
+Every adapted module is wrapped once and holds its adapters by slot; one shared value says which
+slot is active. Activating sets that value: no walk over modules, no copy, the same cost however
+many adapters are loaded. The frozen weights are never touched, and a module without the active
+slot runs the backbone's own code, so the bare backbone's results stay bit-identical.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
+from typing import Protocol
+
+from torch import Tensor
+
+from agentkit.adapters.layers import ModuleSpec
+
+
+class Delta(Protocol):
+    """What an adapter does at one module."""
+
+    def __call__(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """The module's adapted outputs; `outputs` are fresh and may be changed in place."""
+        ...
+
+
+class Activation:
+    """Stateful: the slot that is active now; None is the bare backbone."""
+
+    __slots__ = ("slot",)
+
+    def __init__(self) -> None:
+        self.slot: int | None = None
+
+
+class AdaptedForward:
+    """Stateful: takes the place of a module's `forward` and holds its adapters by slot."""
+
+    __slots__ = ("_activation", "_forward", "deltas")
+
+    def __init__(self, forward: Callable[[Tensor], Tensor], activation: Activation) -> None:
+        self._forward = forward
+        self._activation = activation
+        self.deltas: dict[int, Delta] = {}
+
+    def __call__(self, input: Tensor) -> Tensor:
+        outputs = self._forward(input)
+        delta = self.deltas.get(self._activation.slot)  # type: ignore[arg-type]
+        return outputs if delta is None else delta(input, outputs)
+
+
+class Slots:
+    """Stateful: the adapters that a backbone's modules hold, and which one is active.
+
+    Not thread-safe: the engine's loop is the only one to use it.
+    """
+
+    def __init__(self, modules: Mapping[str, ModuleSpec]) -> None:
+        self._modules = modules
+        self._wrapped: dict[str, AdaptedForward] = {}
+        self._activation = Activation()
+        self._numbers = count(1)  # never reused, so a stale number can mean no other adapter
+
+    def fill(self, deltas: Mapping[str, Delta]) -> int:
+        """Put an adapter's parts into the modules they name; returns its slot."""
+        slot = next(self._numbers)
+        for name, delta in deltas.items():
+            wrapped = self._wrapped.get(name)
+            if wrapped is None:
+                module = self._modules[name].module
+                wrapped = AdaptedForward(module.forward, self._activation)
+                module.forward = wrapped
+                self._wrapped[name] = wrapped
+            wrapped.deltas[slot] = delta
+        return slot
+
+    def empty(self, slot: int) -> None:
+        """Take an adapter out; modules that hold none afterwards are as they were."""
+        if self._activation.slot == slot:
+            self._activation.slot = None
+        for name, wrapped in list(self._wrapped.items()):
+            wrapped.deltas.pop(slot, None)
+            if not wrapped.deltas:
+                del self._modules[name].module.forward  # the class's own comes back
+                del self._wrapped[name]
+
+    @property
+    def active(self) -> int | None:
+        return self._activation.slot
+
+    def activate(self, slot: int | None) -> None:
+        """Make `slot` the active one; None is the bare backbone. Constant time."""
+        self._activation.slot = slot
+
+    @contextmanager
+    def activated(self, slot: int | None) -> Iterator[None]:
+        """`slot` within the block, the one before it afterwards."""
+        before = self._activation.slot
+        self._activation.slot = slot
+        try:
+            yield
+        finally:
+            self._activation.slot = before

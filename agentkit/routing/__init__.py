@@ -1,0 +1,1 @@
+"""Which skill does a step: texts to vectors, vectors to confidences, a query to a route."""

@@ -1,0 +1,119 @@
+"""Texts become unit vectors, by a sentence-transformers model in a local folder."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from agentkit.errors import ModelError
+from agentkit.models import check_folder, fingerprint
+from agentkit.types import Vectors
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+_CONFIGS = ("modules.json", "sentence_bert_config.json", "config.json", "tokenizer.json")
+
+
+class SentenceEncoder:
+    """Stateful: loads its model at the first text and remembers vectors of recent texts.
+
+    `encode` may be called from any thread; the model computes for one at a time.
+    """
+
+    def __init__(
+        self, folder: Path, device: str = "cpu", *, batch_size: int = 32, remembered: int = 20_000
+    ) -> None:
+        """`folder` holds the model (`agentkit.models.resolve` gives it); `remembered` is how many
+        vectors stay in memory. Raises ModelError if the folder may not be loaded."""
+        check_folder(folder, "encoder")
+        self._folder = folder
+        self._device = device
+        self._batch_size = batch_size
+        self._remembered = remembered
+        self._model: SentenceTransformer | None = None
+        self._digest: str | None = None
+        self._vectors: OrderedDict[bytes, Vectors] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def dimension(self) -> int:
+        with self._lock:
+            return _width(self._loaded())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, hex, of the weights' fingerprint and of the configs that shape the vectors."""
+        with self._lock:
+            if self._digest is None:
+                parts = [fingerprint(self._folder).encode()]
+                files = [self._folder / name for name in _CONFIGS]
+                files += sorted(self._folder.glob("*/config.json"))
+                parts += [file.read_bytes() for file in files if file.is_file()]
+                digests = b"".join(hashlib.sha256(part).digest() for part in parts)
+                self._digest = hashlib.sha256(digests).hexdigest()
+            return self._digest
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """`(len(texts), dimension)`, float32, rows of unit length. A text beyond the model's
+        length limit (256 tokens for the embedded one) counts by its beginning."""
+        keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
+        with self._lock:
+            model = self._loaded()
+            known = {key: self._vectors[key] for key in keys if key in self._vectors}
+            missing = {key: t for key, t in zip(keys, texts, strict=True) if key not in known}
+            if missing:
+                fresh = self._compute(model, list(missing.values()))
+                # Copies, so that one remembered row does not keep its whole batch alive.
+                known |= {key: row.copy() for key, row in zip(missing, fresh, strict=True)}
+            for key in keys:
+                self._vectors[key] = known[key]
+                self._vectors.move_to_end(key)
+            while len(self._vectors) > self._remembered:
+                self._vectors.popitem(last=False)
+            width = _width(model)
+        rows = [known[key] for key in keys]
+        return np.stack(rows) if rows else np.zeros((0, width), np.float32)
+
+    def _compute(self, model: SentenceTransformer, texts: list[str]) -> Vectors:
+        vectors: Vectors = model.encode(
+            texts,
+            batch_size=self._batch_size,
+            convert_to_numpy=True,
+            normalize_embeddings=True,
+            show_progress_bar=False,
+        ).astype(np.float32)
+        return vectors
+
+    def _loaded(self) -> SentenceTransformer:
+        if self._model is None:
+            from sentence_transformers import SentenceTransformer
+
+            options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+            try:
+                self._model = SentenceTransformer(
+                    str(self._folder),
+                    device=self._device,
+                    model_kwargs={"use_safetensors": True},
+                    **options,
+                )
+            except (OSError, ValueError, KeyError, RuntimeError) as error:
+                raise ModelError(
+                    f"the encoder could not be loaded: {error}",
+                    where=str(self._folder),
+                    hint="it must be a sentence-transformers folder that this version reads",
+                ) from error
+        return self._model
+
+
+def _width(model: SentenceTransformer) -> int:
+    width = model.get_embedding_dimension()
+    if width is None:
+        raise ModelError("the encoder does not say how long its vectors are")
+    return int(width)

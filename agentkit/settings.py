@@ -1,0 +1,63 @@
+"""One frozen `Settings`, from arguments, then `AGENTKIT_*` variables, then defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Where things are and how large they may get. Unknown keys fail."""
+
+    model_config = SettingsConfigDict(env_prefix="AGENTKIT_", frozen=True, extra="forbid")
+
+    home: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_cache_dir("agentkit", appauthor=False))
+    )
+    """Cache folder: models, served copies of skills, indexes, documents, runs."""
+    backbone: str = "smollm2-135m-instruct"
+    """An embedded model's name, a local folder, or a hub id."""
+    encoder: str = "all-minilm-l6-v2"
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Computing type of the backbone; `float32` is the exact one."""
+    device: str = "cpu"
+    threads: int | None = None
+    """Threads of torch; None leaves torch's own choice."""
+    document_window: int = 3072
+    """A document of at most so many tokens is given whole; a longer one as excerpts."""
+    excerpt_budget: int = 1024
+    """Tokens of retrieved excerpts given when the whole document does not fit."""
+    max_batch: int = 16
+    """Requests that the engine computes together."""
+    prefix_cache_bytes: int = 1_000_000_000
+    """Memory for the states of documents already read."""
+    document_max_bytes: int = 64_000_000
+    document_seconds: float = 120.0
+    """Time limit for reading one document, in its child process."""
+    document_memory_bytes: int = 3_000_000_000
+    """Memory limit for reading one document, in its child process."""
+
+    @property
+    def models_dir(self) -> Path:
+        return self.home / "models"
+
+    @property
+    def store_dir(self) -> Path:
+        """Content-addressed copies of skills."""
+        return self.home / "skills"
+
+    @property
+    def documents_dir(self) -> Path:
+        return self.home / "documents"
+
+    @property
+    def indexes_dir(self) -> Path:
+        return self.home / "indexes"
+
+    @property
+    def runs_db(self) -> Path:
+        return self.home / "runs.sqlite"

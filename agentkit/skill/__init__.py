@@ -1,0 +1,1 @@
+"""Skill folders: manifest, checked folder, registry."""

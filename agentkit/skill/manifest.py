@@ -1,0 +1,159 @@
+"""The text half of a skill folder: `SKILL.md` and `skill.yaml` as one frozen model.
+
+`SKILL.md` follows the Agent Skills format: YAML front matter with `name` (the folder's name:
+lowercase letters, digits and single hyphens, at most 64 characters) and `description` (at most
+1,024 characters); its body is the instruction that the model reads. `skill.yaml` says what the
+skill takes in, gives out, how it answers and how it is found.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+MAX_NAME = 64
+MAX_DESCRIPTION = 1024
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GenerateAnswer(_Frozen):
+    """Write the output. JSON that the output schema constrains, or free text if it is a string."""
+
+    kind: Literal["generate"] = "generate"
+    score_field: str | None = None
+    """Scalar enum field of the output whose likelihood becomes the output's `score`."""
+
+
+class ChoiceAnswer(_Frozen):
+    """Pick one of a few answers; with a task head, also point at the spans that carry it."""
+
+    kind: Literal["choice"]
+    choices: tuple[str, ...] = Field(min_length=2, max_length=64)
+    field: str = "answer"
+    """Output field that gets the choice; `score` gets its probability."""
+    scoring: Literal["head", "likelihood"] = "head"
+    evidence_field: str | None = None
+    """Output field that gets `[{quote, start, end, score}]`; needs `scoring: head`."""
+    evidence_threshold: float = Field(default=0.5, ge=0.0, le=1.0)
+    evidence_limit: int = Field(default=5, ge=1)
+    no_evidence: tuple[str, ...] = ()
+    """Choices that come without evidence (nothing in the document speaks of it)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ChoiceAnswer:
+        if self.evidence_field and self.scoring != "head":
+            raise ValueError("evidence_field needs scoring: head")
+        if unknown := set(self.no_evidence) - set(self.choices):
+            raise ValueError(f"no_evidence names {sorted(unknown)}, which are not among choices")
+        return self
+
+
+class SpanLabel(_Frozen):
+    """One label that a span-label head gives."""
+
+    name: str
+    unit: Literal["sentence", "token"] = "sentence"
+    """Mark whole spans, or runs of tokens inside them (names, dates)."""
+    threshold: float = Field(default=0.5, ge=0.0, le=1.0)
+    limit: int | None = Field(default=None, ge=1)
+    """At most so many marks in a document, the best ones."""
+
+
+class MarksField(_Frozen):
+    """An output field that lists marks: which, and under which keys."""
+
+    label_key: str
+    quote_key: str
+    labels: tuple[str, ...] | None = None
+    """None means every label."""
+
+
+class MarksAnswer(_Frozen):
+    """Label stretches of the document in one reading, window by window."""
+
+    kind: Literal["marks"]
+    labels: tuple[SpanLabel, ...] = Field(min_length=1)
+    fields: dict[str, MarksField] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MarksAnswer:
+        names = [label.name for label in self.labels]
+        if len(set(names)) != len(names):
+            raise ValueError("labels: a name occurs twice")
+        for field, spec in self.fields.items():
+            if unknown := set(spec.labels or ()) - set(names):
+                raise ValueError(f"fields.{field}.labels: no such label: {sorted(unknown)}")
+        return self
+
+
+Answer = Annotated[GenerateAnswer | ChoiceAnswer | MarksAnswer, Field(discriminator="kind")]
+
+
+class PromptTemplate(_Frozen):
+    """Jinja template over the skill's input."""
+
+    question: str = "{{ input }}"
+    """Rendered last. `input` is the whole input; its keys are names of their own."""
+
+
+class RetrievalDefaults(_Frozen):
+    """How much of the document a call is shown, unless the step says otherwise."""
+
+    document: str | None = None
+    """Input field that holds the document; None: the skill reads no document."""
+    mode: Literal["auto", "whole", "windows", "excerpts", "none"] = "auto"
+    """`auto`: whole if it fits the window, else excerpts. `windows`: all of it, piece by piece."""
+    window: int | None = Field(default=None, ge=64)
+    """Tokens of document in one prompt; None means `settings.document_window`."""
+    query: str | None = None
+    """Jinja template over the input; None means the rendered question."""
+    top_k: int = Field(default=24, ge=1, le=1000)
+    budget: int | None = Field(default=None, ge=32)
+    """Tokens of excerpts; None means `settings.excerpt_budget`."""
+
+
+class GenerationDefaults(_Frozen):
+    max_tokens: int = Field(default=256, ge=1, le=8192)
+    temperature: float = Field(default=0.0, ge=0.0, le=2.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    stop: tuple[str, ...] = ()
+
+
+class MetricFloor(_Frozen):
+    floor: float | None = None
+    """`agentkit eval` fails below it."""
+    description: str = ""
+
+
+def _free_text() -> dict[str, Any]:
+    return {"type": "string"}
+
+
+class Manifest(_Frozen):
+    """What a skill says of itself."""
+
+    name: str
+    description: str
+    instructions: str = ""
+    """Body of SKILL.md."""
+    license: str | None = None
+    version: str = "1"
+    input: dict[str, Any] = Field(default_factory=_free_text)
+    """JSON Schema of the input."""
+    output: dict[str, Any] = Field(default_factory=_free_text)
+    """JSON Schema of the output."""
+    answer: Answer = Field(default_factory=GenerateAnswer)
+    prompt: PromptTemplate = PromptTemplate()
+    utterances: tuple[str, ...] = ()
+    """What people say when they want this skill."""
+    retrieval: RetrievalDefaults = RetrievalDefaults()
+    generation: GenerationDefaults = GenerationDefaults()
+    backbones: tuple[str, ...] = ()
+    """Other backbone fingerprints that the adapter is declared compatible with."""
+    metrics: dict[str, MetricFloor] = Field(default_factory=dict)

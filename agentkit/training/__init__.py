@@ -1,0 +1,1 @@
+"""Training a skill's adapter and measuring it."""

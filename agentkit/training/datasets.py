@@ -1,0 +1,336 @@
+"""Public data sets, read from local copies into flat records.
+
+A loader takes the folder of the data set's files and yields dicts; `train.yaml` maps them to a
+skill's rows. Texts stay where they are: nothing of a data set is copied into this package.
+
+| id | data set | licence | a record |
+|---|---|---|---|
+| contract_nli | ContractNLI (Koreeda and Manning, 2021) | CC BY 4.0 | document, hypothesis, label, evidence |
+| cuad | CUAD v1 (The Atticus Project) | CC BY 4.0 | document, labels |
+| cuad_clauses | the same, a clause each | CC BY 4.0 | clause, category |
+| tosdr | ToS;DR | CC BY-SA 3.0 | quote, statement, rating |
+| tosdr_pages | the same, joined into pages | CC BY-SA 3.0 | as contract_nli |
+| tldrlegal | plain-English summaries (Manor and Li, 2019) | Apache-2.0 | original, summary |
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import random
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from agentkit.errors import InputError
+
+Record = dict[str, Any]
+
+LICENSES = {
+    "contract_nli": "CC BY 4.0",
+    "cuad": "CC BY 4.0",
+    "cuad_clauses": "CC BY 4.0",
+    "tosdr": "CC BY-SA 3.0",
+    "tosdr_pages": "CC BY-SA 3.0",
+    "tldrlegal": "Apache-2.0",
+}
+
+
+def load_dataset(name: str, folder: Path, *, seed: int = 7, **options: Any) -> list[Record]:
+    """Records of a public data set. Raises `InputError` for an unknown id or a missing file.
+
+    Every record has `group`: records of one group must never be split between training and
+    measuring.
+    """
+    if name not in _LOADERS:
+        raise InputError(
+            f"unknown data set {name!r}", hint=f"known data sets: {', '.join(sorted(_LOADERS))}"
+        )
+    try:
+        return list(_LOADERS[name](folder, random.Random(seed), **options))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"data set {name!r} is not there",
+            where=str(error.filename),
+            hint="give the folder that holds its files with --data-dir",
+        ) from error
+    except TypeError as error:
+        raise InputError(f"options of data set {name!r}: {error}") from error
+
+
+def dataset_files(name: str, folder: Path) -> list[Path]:
+    """The files that a data set is read from, for digests."""
+    pattern = {"tosdr_pages": "tosdr", "cuad_clauses": "cuad", "tldrlegal": "plain_english"}
+    return sorted(p for p in (folder / pattern.get(name, name)).iterdir() if p.is_file())
+
+
+def read_jsonl(path: Path) -> Iterator[Record]:
+    """Rows of a `.jsonl` or `.jsonl.gz` file, in order."""
+    open_text = gzip.open if path.suffix == ".gz" else open
+    with open_text(path, "rt", encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise InputError(
+                        f"not valid JSON: {error.msg}", where=f"{path}:{number}:{error.colno}"
+                    ) from error
+
+
+def _variants(path: str | None) -> dict[str, list[tuple[str, bool]]]:
+    """Other wordings of a hypothesis: `{"hypothesis", "text", "negated"}` rows."""
+    variants: dict[str, list[tuple[str, bool]]] = defaultdict(list)
+    if path is not None:
+        for row in read_jsonl(Path(path)):
+            variants[row["hypothesis"]].append((row["text"], bool(row.get("negated"))))
+    return variants
+
+
+_FLIPPED = {"Entailment": "Contradiction", "Contradiction": "Entailment"}
+
+
+def _contract_nli(
+    folder: Path,
+    rng: random.Random,
+    *,
+    split: str = "train_evidence",
+    variants: str | None = None,
+    variant_share: float = 0.5,
+    skip: int = 0,
+) -> Iterator[Record]:
+    """Whole documents (`train_full_50`, `dev`), or documents put together from their evidence.
+
+    In `train_evidence` a document is the union of the spans of all of its 17 rows, in random
+    order: what answers one hypothesis is a hard negative for the others. `skip` leaves out the
+    first documents (the first 50 are those of `train_full_50`).
+    """
+    base = folder / "contract_nli"
+    hypotheses = json.loads((base / "hypotheses.json").read_text(encoding="utf-8"))
+    worded = _variants(variants)
+
+    def ask(key: str, label: str) -> tuple[str, str]:
+        text = hypotheses[key]["hypothesis"]
+        if worded[key] and rng.random() < variant_share:
+            other, negated = rng.choice(worded[key])
+            return other, _FLIPPED.get(label, label) if negated else label
+        return text, label
+
+    if split != "train_evidence":
+        for doc in read_jsonl(base / f"{split}.jsonl.gz"):
+            for key, annotation in doc["annotations"].items():
+                text, label = ask(key, annotation["choice"])
+                yield {
+                    "group": f"contract_nli/{split}/{doc['id']}",
+                    "document": doc["text"],
+                    "hypothesis": text,
+                    "label": label,
+                    "evidence": [
+                        {"start": s, "end": e}
+                        for s, e in (doc["spans"][i] for i in annotation["spans"])
+                    ],
+                    "quote": " ".join(
+                        doc["text"][slice(*doc["spans"][i])] for i in annotation["spans"][:2]
+                    ),
+                }
+        return
+    rows_of: dict[int, list[Record]] = defaultdict(list)
+    for row in read_jsonl(base / "train_evidence.jsonl.gz"):
+        if row["doc"] >= skip:
+            rows_of[row["doc"]].append(row)
+    for number, rows in rows_of.items():
+        pieces = {
+            piece.strip()
+            for row in rows
+            for source in (row["evidence"], row["random_spans"])
+            for piece in source.split("\n")
+            if piece.strip()
+        }
+        order = sorted(pieces)
+        rng.shuffle(order)
+        text, places = _join(order)
+        for row in rows:
+            hypothesis, label = ask(row["hypothesis_id"], row["label"])
+            yield {
+                "group": f"contract_nli/train/{number}",
+                "document": text,
+                "hypothesis": hypothesis,
+                "label": label,
+                "evidence": [places[p.strip()] for p in row["evidence"].split("\n") if p.strip()],
+            }
+
+
+def _join(pieces: list[str]) -> tuple[str, dict[str, dict[str, int]]]:
+    places: dict[str, dict[str, int]] = {}
+    at = 0
+    for piece in pieces:
+        places[piece] = {"start": at, "end": at + len(piece)}
+        at += len(piece) + 2
+    return "\n\n".join(pieces), places
+
+
+def _cuad(folder: Path, rng: random.Random) -> Iterator[Record]:
+    for contract in read_jsonl(folder / "cuad" / "contracts.jsonl.gz"):
+        text = contract["text"]
+        finder = _Finder(text)
+        labels = []
+        for category, content in contract["labels"].items():
+            for clause in content["clauses"]:
+                place = finder.find(clause)
+                if place is not None:
+                    labels.append({"category": category, "start": place[0], "end": place[1]})
+        yield {
+            "group": f"cuad/{_filer(contract['title'])}",
+            "document": text,
+            "labels": labels,
+        }
+
+
+def _filer(title: str) -> str:
+    return re.split(r"_|\d{2}[_/]", title, maxsplit=1)[0].strip().lower()
+
+
+def _cuad_clauses(
+    folder: Path, rng: random.Random, *, statements: str | None = None, each: int | None = None
+) -> Iterator[Record]:
+    """A clause each, at most `each` of a category, with a statement about its category if given."""
+    said: dict[str, list[Record]] = defaultdict(list)
+    for row in read_jsonl(Path(statements)) if statements else ():
+        said[row["category"]].append(row)
+    records: dict[str, list[Record]] = defaultdict(list)
+    for contract in read_jsonl(folder / "cuad" / "contracts.jsonl.gz"):
+        for category, content in contract["labels"].items():
+            for clause in content["clauses"]:
+                record = {
+                    "group": f"cuad/{_filer(contract['title'])}",
+                    "clause": " ".join(clause.split()),
+                    "category": category,
+                }
+                if said[category]:
+                    chosen = rng.choice(said[category])
+                    record |= {"statement": chosen["statement"], "rating": chosen["rating"]}
+                records[category].append(record)
+    for found in records.values():
+        rng.shuffle(found)
+        yield from found[:each]
+
+
+class _Finder:
+    """Finds a clause as annotated in a text whose white space and page breaks differ."""
+
+    def __init__(self, text: str) -> None:
+        kept = [i for i, c in enumerate(text) if not c.isspace()]
+        self._squeezed = "".join(text[i] for i in kept)
+        self._letters = [i for i in kept if text[i].isalnum()]
+        self._plain = "".join(text[i].lower() for i in self._letters)
+        self._kept = kept
+
+    def find(self, clause: str) -> tuple[int, int] | None:
+        parts = [p for p in clause.split("<omitted>") if p.strip()]
+        places = [self._find_part(part) for part in parts]
+        found = [p for p in places if p is not None]
+        if not found or len(found) < len(parts):
+            return None
+        start, end = min(p[0] for p in found), max(p[1] for p in found)
+        # Parts that stand far apart are other occurrences, not one clause with a gap.
+        return (start, end) if end - start <= 3 * len(clause) + 400 else found[0]
+
+    def _find_part(self, part: str) -> tuple[int, int] | None:
+        needle = "".join(part.split())
+        at = self._squeezed.find(needle)
+        if needle and at >= 0:
+            return self._kept[at], self._kept[at + len(needle) - 1] + 1
+        needle = "".join(c.lower() for c in part if c.isalnum())
+        at = self._plain.find(needle)
+        if len(needle) >= 8 and at >= 0:
+            return self._letters[at], self._letters[at + len(needle) - 1] + 1
+        return None
+
+
+def _tosdr_rows(folder: Path) -> Iterator[Record]:
+    for row in read_jsonl(folder / "tosdr" / "clauses.jsonl.gz"):
+        quote = " ".join(re.sub(r"<[^>]*>", " ", row["quote"]).split())
+        if len(quote) >= 20 and row["case"]:
+            yield {
+                "group": f"tosdr/{(row['services'] or ['?'])[0]}",
+                "quote": quote,
+                "statement": row["case"].strip(),
+                "rating": row["rating"],
+            }
+
+
+def _tosdr(folder: Path, rng: random.Random) -> Iterator[Record]:
+    yield from _tosdr_rows(folder)
+
+
+def _tosdr_pages(
+    folder: Path,
+    rng: random.Random,
+    *,
+    clauses: int = 12,
+    absent: int = 6,
+    variants: str | None = None,
+) -> Iterator[Record]:
+    """Pages of quotes, each asked for its statement, and for statements of quotes not on it.
+
+    `variants` gives negated wordings of statements, so that a page can contradict one.
+    """
+    worded = _variants(variants)
+    rows = list(_tosdr_rows(folder))
+    by_service: dict[str, list[Record]] = defaultdict(list)
+    for row in rows:
+        by_service[row["group"]].append(row)
+    statements = sorted({row["statement"] for row in rows})
+    services = sorted(by_service)
+    rng.shuffle(services)
+    ordered = [row for service in services for row in by_service[service]]
+    for at in range(0, len(ordered) - clauses + 1, clauses):
+        page = {row["quote"]: row for row in ordered[at : at + clauses]}
+        quotes = list(page)
+        rng.shuffle(quotes)
+        text, places = _join(quotes)
+        group = f"tosdr/page/{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        said = defaultdict(list)
+        for quote in quotes:
+            said[page[quote]["statement"]].append(places[quote])
+        asked: list[tuple[str, str, list[dict[str, int]]]] = []
+        for statement, where in said.items():
+            negations = [t for t, negated in worded[statement] if negated]
+            if negations and rng.random() < 0.6:
+                asked.append((rng.choice(negations), "Contradiction", where))
+            else:
+                asked.append((statement, "Entailment", where))
+        others = [s for s in statements if s not in said]
+        asked += [(s, "NotMentioned", []) for s in rng.sample(others, absent)]
+        rng.shuffle(asked)
+        for statement, label, where in asked:
+            yield {
+                "group": group,
+                "document": text,
+                "hypothesis": statement,
+                "label": label,
+                "evidence": where,
+            }
+
+
+def _tldrlegal(folder: Path, rng: random.Random) -> Iterator[Record]:
+    for row in read_jsonl(folder / "plain_english" / "tldrlegal.jsonl.gz"):
+        if len(row["summary"]) >= 12:
+            yield {
+                "group": f"tldrlegal/{row['doc']}",
+                "original": row["original"],
+                "summary": row["summary"],
+            }
+
+
+_LOADERS: dict[str, Callable[..., Iterator[Record]]] = {
+    "contract_nli": _contract_nli,
+    "cuad": _cuad,
+    "cuad_clauses": _cuad_clauses,
+    "tosdr": _tosdr,
+    "tosdr_pages": _tosdr_pages,
+    "tldrlegal": _tldrlegal,
+}

@@ -1,0 +1,97 @@
+"""The lower layers' states, computed once, and the upper layers as a model of their own.
+
+When adapters act only on layers >= L, what the layers below give for a pack never changes: it is
+computed once, kept on disk as bfloat16, and every epoch runs the upper layers alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from agentkit.training.packs import Pack
+
+
+@contextmanager
+def layers_only(base: Any, chosen: range, *, final_norm: bool) -> Iterator[Any]:
+    """The decoder with just some of its layers, for as long as the context lasts.
+
+    Called with `inputs_embeds` it starts from given states; without its final norm it gives the
+    states that the next layer takes.
+    """
+    layers, norm, count = base.layers, base.norm, base.config.num_hidden_layers
+    base.layers = nn.ModuleList(layers[chosen.start : chosen.stop])
+    base.config.num_hidden_layers = len(chosen)
+    if not final_norm:
+        base.norm = nn.Identity()
+    try:
+        yield base
+    finally:
+        base.layers, base.norm, base.config.num_hidden_layers = layers, norm, count
+
+
+class LowerStates:
+    """States of packs after the lower layers, in one file; computed where missing.
+
+    Stateful: the file grows as packs are computed, and a later process goes on with it.
+    """
+
+    def __init__(self, path: Path, *, hidden: int, key: str) -> None:
+        self._path = path
+        self._hidden = hidden
+        self._key = key
+        self._index: dict[str, int] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._names = path.with_suffix(".index")
+        if self._names.exists() and path.exists():
+            size = path.stat().st_size
+            for line in self._names.read_text(encoding="ascii").splitlines():
+                name, offset, end = line.split()
+                if int(end) <= size:
+                    self._index[name] = int(offset)
+
+    def _name(self, pack: Pack) -> str:
+        digest = hashlib.sha256(self._key.encode())
+        for part in (pack.ids, pack.branch, pack.positions):
+            digest.update(torch.tensor(part, dtype=torch.int32).numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+    def compute(self, base: Any, packs: Sequence[Pack], below: int, progress: Progress) -> None:
+        """Compute what is missing for the packs, with layers `0..below-1` of a decoder."""
+        missing = {self._name(p): p for p in packs}
+        missing = {name: p for name, p in missing.items() if name not in self._index}
+        task = progress.add_task("lower layers", total=sum(len(p.ids) for p in missing.values()))
+        with (
+            layers_only(base, range(below), final_norm=False) as lower,
+            self._path.open("ab") as file,
+            self._names.open("a", encoding="ascii") as names,
+            torch.inference_mode(),
+        ):
+            for name, pack in missing.items():
+                states = lower(
+                    input_ids=torch.tensor([pack.ids]),
+                    attention_mask=pack.mask(lower.dtype),
+                    position_ids=torch.tensor([pack.positions]),
+                    use_cache=False,
+                ).last_hidden_state[0]
+                offset = file.tell()
+                file.write(states.to(torch.bfloat16).view(torch.int16).numpy().tobytes())
+                file.flush()
+                names.write(f"{name} {offset} {file.tell()}\n")
+                names.flush()
+                self._index[name] = offset
+                progress.advance(task, len(pack.ids))
+
+    def get(self, pack: Pack) -> Tensor:
+        """`(tokens, hidden)`, bfloat16."""
+        with self._path.open("rb") as file:
+            file.seek(self._index[self._name(pack)])
+            data = bytearray(file.read(2 * self._hidden * len(pack.ids)))
+        return torch.frombuffer(data, dtype=torch.bfloat16).view(len(pack.ids), self._hidden)

@@ -1,0 +1,153 @@
+"""What a trained pack model gets right on rows that it was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve
+
+from agentkit.adapters.heads import ChoiceHead, SpanLabelHead
+from agentkit.skill.manifest import ChoiceAnswer, Manifest, MarksAnswer
+from agentkit.training.lower import LowerStates
+from agentkit.training.model import PackModel, pairs
+from agentkit.training.packs import Pack
+
+_Array = NDArray[np.float32]
+
+
+@torch.inference_mode()
+def measure_packs(
+    model: PackModel, packs: Sequence[Pack], states: LowerStates, manifest: Manifest
+) -> dict[str, Any]:
+    """Figures by name: accuracy and macro-F1, average precision, or loss, as the answer's kind is.
+
+    Empty when there are no packs.
+    """
+    if not packs:
+        return {}
+    model.eval()
+    if isinstance(model.head, ChoiceHead) and isinstance(manifest.answer, ChoiceAnswer):
+        return _choices(model, model.head, packs, states, manifest.answer)
+    if isinstance(model.head, SpanLabelHead) and isinstance(manifest.answer, MarksAnswer):
+        spans, span_gold, tokens, token_gold = _label_scores(model, model.head, packs, states)
+        return _labels(spans, span_gold, tokens, token_gold, manifest.answer)
+    losses = [(float(model(p, states.get(p))["loss"]), len(p.targets)) for p in packs]
+    total = sum(count for _, count in losses)
+    return {"loss": round(sum(loss * count for loss, count in losses) / total, 4)}
+
+
+def _choices(
+    model: PackModel,
+    head: ChoiceHead,
+    packs: Sequence[Pack],
+    states: LowerStates,
+    answer: ChoiceAnswer,
+) -> dict[str, Any]:
+    said: list[int] = []
+    gold: list[int] = []
+    scores: list[_Array] = []
+    held: list[_Array] = []
+    for pack in packs:
+        if not pack.answer_at:
+            continue
+        hidden = model.states(pack, states.get(pack))
+        logits, evidence = head(hidden[pack.answer_at], hidden[pack.span_ends])
+        said += logits.argmax(dim=1).tolist()
+        gold += pack.choice
+        scores.append(evidence.flatten().numpy())
+        held.append(pairs(pack.evidence, *evidence.shape).flatten().numpy())
+    right = np.array(said) == np.array(gold)
+    figures: dict[str, Any] = {
+        "questions": len(gold),
+        "accuracy": round(float(right.mean()), 4),
+        "macro_f1": round(float(f1_score(gold, said, average="macro", zero_division=0)), 4),
+    }
+    truth = np.concatenate(held)
+    if truth.any():
+        figures["evidence_average_precision"] = round(
+            float(average_precision_score(truth, np.concatenate(scores))), 4
+        )
+    per_class = f1_score(gold, said, average=None, labels=range(len(answer.choices)))
+    figures["f1"] = {
+        name: round(float(score), 4) for name, score in zip(answer.choices, per_class, strict=True)
+    }
+    return figures
+
+
+def _label_scores(
+    model: PackModel, head: SpanLabelHead, packs: Sequence[Pack], states: LowerStates
+) -> tuple[_Array, _Array, _Array, _Array]:
+    rows: tuple[list[_Array], list[_Array], list[_Array], list[_Array]] = ([], [], [], [])
+    for pack in packs:
+        hidden = model.states(pack, states.get(pack))
+        spans, tokens = head(hidden[pack.span_ends], hidden[pack.token_at])
+        rows[0].append(spans.numpy())
+        rows[1].append(pairs(pack.span_labels, *spans.shape).numpy())
+        rows[2].append(tokens.numpy())
+        rows[3].append(pairs(pack.token_labels, *tokens.shape).numpy())
+    spans_, gold_, tokens_, token_gold = (np.concatenate(part) for part in rows)
+    return spans_, gold_, tokens_, token_gold
+
+
+def _labels(
+    spans: _Array, span_gold: _Array, tokens: _Array, token_gold: _Array, answer: MarksAnswer
+) -> dict[str, Any]:
+    by_label: dict[str, float] = {}
+    for unit, scores, gold in (("sentence", spans, span_gold), ("token", tokens, token_gold)):
+        names = [label.name for label in answer.labels if label.unit == unit]
+        for at, name in enumerate(names):
+            if gold[:, at].any():
+                value = average_precision_score(gold[:, at], scores[:, at])
+                by_label[name] = round(float(value), 4)
+    figures: dict[str, Any] = {"mean_average_precision": 0.0, "average_precision": by_label}
+    if by_label:
+        figures["mean_average_precision"] = round(float(np.mean(list(by_label.values()))), 4)
+    if span_gold.any():
+        micro = average_precision_score(span_gold.ravel(), spans.ravel())
+        figures["micro_average_precision"] = round(float(micro), 4)
+    return figures
+
+
+@torch.inference_mode()
+def shift_to_best_threshold(
+    model: PackModel, packs: Sequence[Pack], states: LowerStates, manifest: Manifest
+) -> None:
+    """Move each label's bias so that a score of 0.5 is its best F1 on the tuning rows.
+
+    Ranks within a label stay as they are. Labels with fewer than five tuning examples share one
+    cut, the best for all of them together: their own would be noise.
+    """
+    model.eval()
+    if isinstance(model.head, SpanLabelHead) and packs:
+        spans, span_gold, tokens, token_gold = _label_scores(model, model.head, packs, states)
+        for layer, scores, gold in (
+            (model.head.span, spans, span_gold),
+            (model.head.token, tokens, token_gold),
+        ):
+            if scores.size and gold.any():
+                common = _best_cut(scores.ravel(), gold.ravel())
+                for at in range(scores.shape[1]):
+                    enough = gold[:, at].sum() >= 5
+                    cut = _best_cut(scores[:, at], gold[:, at]) if enough else common
+                    layer.bias[at] -= cut
+    if isinstance(model.head, ChoiceHead) and packs:
+        logits, held = [], []
+        for pack in packs:
+            if pack.answer_at:
+                hidden = model.states(pack, states.get(pack))
+                _, evidence = model.head(hidden[pack.answer_at], hidden[pack.span_ends])
+                logits.append(evidence.flatten().numpy())
+                held.append(pairs(pack.evidence, *evidence.shape).flatten().numpy())
+        if logits and np.concatenate(held).any():
+            cut = _best_cut(np.concatenate(logits), np.concatenate(held))
+            model.head.evidence_cut -= cut
+
+
+def _best_cut(logits: _Array, gold: _Array) -> float:
+    precision, recall, cuts = precision_recall_curve(gold, logits)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
+    return float(cuts[int(np.argmax(f1[:-1]))])

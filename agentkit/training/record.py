@@ -1,0 +1,75 @@
+"""What a training leaves beside its adapter: figures, a model card and the curve as a picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from agentkit.skill.manifest import Manifest
+
+
+def write_record(folder: Path, manifest: Manifest, metrics: dict[str, Any]) -> None:
+    """Write `metrics.json`, `README.md` (the model card) and, with matplotlib, `training.svg`."""
+    (folder / "metrics.json").write_text(
+        json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    (folder / "README.md").write_text(_card(manifest, metrics), encoding="utf-8")
+    _curve(folder / "training.svg", manifest.name, metrics["loss"])
+
+
+def _card(manifest: Manifest, metrics: dict[str, Any]) -> str:
+    training, backbone = metrics["training"], metrics["backbone"]
+    sources = "\n".join(
+        f"| {s['source']} | {s['license']} | {s['train_rows']} | {s['tuning_rows']} "
+        f"| `{s['sha256'][:12]}` |"
+        for s in metrics["data"]
+    )
+    figures = "\n".join(
+        f"| {name} | {metrics['tuning']['untrained'].get(name, '')} | {value} |"
+        for name, value in metrics["tuning"]["trained"].items()
+        if not isinstance(value, dict)
+    )
+    return f"""# {manifest.name}
+
+{manifest.description}
+
+An adapter for the backbone `{backbone["name"]}` (fingerprint `{backbone["fingerprint"][:12]}`),
+trained with `agentkit train`: {training["method"]}, rank {training["rank"]}, layers
+{training["layers"]}, {training["epochs"]:g} epochs of {metrics["tokens_per_epoch"]:,} tokens in
+{metrics["seconds"] / 60:.0f} minutes.
+
+## Data
+
+| source | licence | training rows | tuning rows | SHA-256 |
+|---|---|---|---|---|
+{sources}
+
+## Figures on the tuning rows
+
+Documents of the tuning rows were kept out of training; thresholds were chosen on them.
+
+| figure | untrained | trained |
+|---|---|---|
+{figures}
+
+All figures, versions and settings are in `metrics.json`; `training.svg` is the loss curve.
+
+## Limits
+
+English only. The adapter answers for the kind of documents in the table; what it says of others is
+unmeasured. It is an aid to a reader, not legal advice.
+"""
+
+
+def _curve(path: Path, name: str, history: list[dict[str, float]]) -> None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return  # a picture is an extra: the numbers are in metrics.json
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([h["step"] for h in history], [h["loss"] for h in history], color="#2f5d8a")
+    axes.set(xlabel="step", ylabel="loss", title=name)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})

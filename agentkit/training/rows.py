@@ -1,0 +1,155 @@
+"""Sources named in `train.yaml` to rows, split by document into training and tuning."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.environment import TemplateExpression
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from agentkit.errors import InputError
+from agentkit.training.datasets import LICENSES, dataset_files, load_dataset, read_jsonl
+from agentkit.training.spec import DataSpec, TrainSpec
+from agentkit.types import Json
+
+_FILES = ("variants", "statements")  # options that name a file of the skill folder
+_jinja = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a skill is given and what it should give; rows of one `group` are split together."""
+
+    input: Json
+    expected: Json
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Rows to train on, rows to tune on, and where both came from."""
+
+    train: tuple[Row, ...]
+    tuning: tuple[Row, ...]
+    sources: tuple[dict[str, Any], ...]
+    """Per source its name, licence, digest (SHA-256 over its files) and row counts."""
+
+
+def load_rows(spec: TrainSpec, *, skill: Path, data_dir: Path) -> Split:
+    """Rows of every source. Relative paths count from the skill folder.
+
+    Raises `InputError` for a source that is missing, empty or malformed.
+    """
+    train: list[Row] = []
+    tuning: list[Row] = []
+    sources = []
+    for source in spec.data:
+        rows, name, digest = _read(source, spec.seed, skill, data_dir)
+        if not rows:
+            raise InputError("no rows", where=name)
+        kept, held = _split(rows, source)
+        train += kept
+        tuning += held
+        sources.append(
+            {
+                "source": name,
+                "license": LICENSES.get(source.dataset or "", "as its owner says"),
+                "sha256": digest,
+                "train_rows": len(kept),
+                "tuning_rows": len(held),
+            }
+        )
+    return Split(tuple(train), tuple(tuning), tuple(sources))
+
+
+def rows_from_jsonl(path: Path) -> list[Row]:
+    """Rows of a JSONL file: `{"input": ..., "expected": ...}`, `expected` optional."""
+    rows = []
+    for number, record in enumerate(read_jsonl(path), start=1):
+        if not isinstance(record, dict) or "input" not in record:
+            raise InputError('a row is {"input": ..., "expected": ...}', where=f"{path}:{number}")
+        rows.append(Row(record["input"], record.get("expected"), _group(record["input"])))
+    return rows
+
+
+def _read(source: DataSpec, seed: int, skill: Path, data_dir: Path) -> tuple[list[Row], str, str]:
+    if source.dataset is None:
+        if source.path is None:
+            raise InputError("a source needs `path` or `dataset`", where="train.yaml")
+        path = skill / source.path
+        return rows_from_jsonl(path), source.path, _digest([path])
+    folder = Path(source.path) if source.path else data_dir
+    options = {
+        key: str(skill / value) if key in _FILES else value for key, value in source.options.items()
+    }
+    records = load_dataset(source.dataset, folder, seed=seed, **options)
+    rows = [
+        Row(_map(source.input, record), _map(source.expected, record), str(record["group"]))
+        for record in records
+    ]
+    name = source.dataset + "".join(
+        f" {key}={value}" for key, value in source.options.items() if key == "split"
+    )
+    return rows, name, _digest(dataset_files(source.dataset, folder))
+
+
+def _map(template: Any, record: dict[str, Any]) -> Any:
+    """A template with every string in it evaluated as a Jinja expression over the record."""
+    if isinstance(template, dict):
+        mapped = {key: _map(value, record) for key, value in template.items()}
+        return {key: value for key, value in mapped.items() if value is not None}
+    if isinstance(template, list):
+        return [_map(value, record) for value in template]
+    if not isinstance(template, str):
+        return template
+    try:
+        return _expression(template)(**record)
+    except TemplateError as error:
+        raise InputError(f"{template!r}: {error.message}", where="train.yaml") from error
+
+
+@lru_cache(maxsize=256)
+def _expression(template: str) -> TemplateExpression:
+    return _jinja.compile_expression(template, undefined_to_none=False)
+
+
+def _group(input: Json) -> str:
+    """Rows over one document belong together; a row without a long text stands alone."""
+    texts = input.values() if isinstance(input, dict) else [input]
+    longest = max((t for t in texts if isinstance(t, str)), key=len, default="")
+    key = longest if len(longest) > 400 else json.dumps(input, sort_keys=True)
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _split(rows: Sequence[Row], source: DataSpec) -> tuple[list[Row], list[Row]]:
+    """By a hash of the group, so that the split never moves when rows are added."""
+    groups = dict.fromkeys(row.group for row in rows)
+    if source.limit is not None:
+        ranked = sorted(groups, key=_hash)
+        groups = dict.fromkeys(ranked[: source.limit])
+    held = {group for group in groups if _hash("tuning/" + group) < source.tuning}
+    return (
+        [row for row in rows if row.group in groups and row.group not in held],
+        [row for row in rows if row.group in held],
+    )
+
+
+def _hash(text: str) -> float:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
+
+
+def _digest(paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            digest.update(path.read_bytes())
+        except OSError as error:
+            raise InputError("cannot read it", where=str(path)) from error
+    return digest.hexdigest()

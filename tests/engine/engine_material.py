@@ -1,0 +1,48 @@
+"""Prompts over one small document."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agentkit.engine.backbone import Backbone
+from agentkit.prompt import build_prompt, encode_prompt, frame_of, number_spans
+from agentkit.types import Document, EncodedPrompt, Span
+
+SENTENCES = (
+    "This Agreement is made between Acme and Bolt on the first day of May.",
+    "Each party shall keep the other party's information confidential.",
+    "The supplier may end the contract with thirty days' notice.",
+    "Nothing here limits liability for wilful damage.",
+)
+QUESTIONS = (
+    "Who are the parties?",
+    "May the supplier end it?",
+    "Is liability limited at all, ever?",
+)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Makes encoded prompts over one document."""
+
+    backbone: Backbone
+
+    def __call__(
+        self,
+        question: str = QUESTIONS[0],
+        *,
+        sentences: Sequence[str] = SENTENCES,
+        instructions: str = "Answer the question from the document.",
+    ) -> EncodedPrompt:
+        text = "\n".join(sentences)
+        spans, start = [], 0
+        for sentence in sentences:
+            spans.append(Span(start, start + len(sentence)))
+            start += len(sentence) + 1
+        document = Document("d" * 64, "tiny.txt", "text/plain", text, spans=tuple(spans))
+        prompt = build_prompt(
+            frame_of(self.backbone.tokenizer),
+            instructions=instructions,
+            question=question,
+            spans=number_spans(document),
+        )
+        return encode_prompt(self.backbone.tokenizer, prompt)

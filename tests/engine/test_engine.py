@@ -1,0 +1,436 @@
+"""The engine: every caller gets the adapter it asked for, within limits, whatever others do."""
+
+import random
+from concurrent.futures import CancelledError as FutureCancelled
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from threading import Event
+
+import numpy as np
+import pytest
+import torch
+from engine_material import QUESTIONS, SENTENCES, Prompts
+
+from agentkit.engine.backbone import Backbone, load_backbone
+from agentkit.engine.engine import Engine
+from agentkit.errors import AdapterError, CancelledError, EngineError, LimitError
+from agentkit.settings import Settings
+from agentkit.skill.folder import Skill
+from agentkit.testing import TinyBackbone
+from agentkit.types import Completion, EncodedPrompt, Generation, Prompt, Request, Segment
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "answer": {"type": "string"},
+        "spans": {"type": "array", "items": {"type": "integer"}},
+    },
+    "required": ["answer", "spans"],
+}
+LONG = {"type": "string", "minLength": 600}
+"""Nothing can end the answer before some hundred tokens."""
+
+
+def done(engine: Engine, request: Request) -> Completion:
+    return engine.submit(request).result(timeout=60)
+
+
+def plain_prompt(ids: tuple[int, ...]) -> EncodedPrompt:
+    """Ids with no prefix worth sharing."""
+    empty = Segment("header", "")
+    prompt = Prompt(empty, (), empty, empty, empty)
+    return EncodedPrompt(prompt, ids, 0, 0, 0, (), ())
+
+
+# ---------------------------------------------------------------- the right adapter, always
+
+
+def test_greedy_text_equals_that_of_the_models_own_generate(
+    engine: Engine, prompts: Prompts, tiny: TinyBackbone
+) -> None:
+    prompt = prompts()
+    model = load_backbone(tiny.path).model
+    expected = model.generate(
+        torch.tensor([prompt.ids]),
+        max_new_tokens=20,
+        do_sample=False,
+        suppress_tokens=list(range(len(engine.tokenizer), engine.backbone.vocabulary)),
+    )[0, len(prompt.ids) :]
+    ours = done(engine, Request(prompt, generation=Generation(max_tokens=20)))
+    text = engine.tokenizer.decode(expected.tolist())
+    assert ours.text == text.rstrip("\ufffd")
+    assert ours.usage.completion_tokens <= 20
+
+
+def test_many_threads_asking_for_different_skills_get_their_solo_answers(
+    engine: Engine, skills: dict[str, Skill], prompts: Prompts
+) -> None:
+    ask = []
+    for adapter in (None, *(skill.digest for skill in skills.values())):
+        for question in QUESTIONS:
+            request = Request(
+                prompts(question), adapter=adapter, generation=Generation(max_tokens=8)
+            )
+            ask.append(request)
+            ask.append(replace(request, schema=SCHEMA, generation=Generation(max_tokens=40)))
+            ask.append(replace(request, choices=("yes", "no", "perhaps")))
+    for question in QUESTIONS:
+        ask.append(Request(prompts(question), adapter=skills["chooser"].digest, read=True))
+        ask.append(Request(prompts(question), adapter=skills["labeller"].digest, read=True))
+    solo = [done(engine, request) for request in ask]
+    order = list(range(len(ask))) * 2
+    random.Random(1).shuffle(order)
+    with ThreadPoolExecutor(12) as pool:
+        found = list(pool.map(lambda index: (index, done(engine, ask[index])), order))
+    for index, completion in found:
+        assert_same(completion, solo[index])
+    texts = [
+        answer.text
+        for request, answer in zip(ask, solo, strict=True)
+        if request.prompt.ids == ask[0].prompt.ids and request.schema is None and answer.text
+    ]
+    assert len(set(texts)) == len(texts) == 5  # the skills do answer differently
+
+
+def assert_same(one: Completion, other: Completion) -> None:
+    assert one.text == other.text
+    assert one.finish == other.finish
+    if one.choices is not None and other.choices is not None:
+        assert one.choices == pytest.approx(other.choices, abs=1e-4)
+    if one.reading is not None and other.reading is not None:
+        for part in ("span_labels", "token_labels", "choices", "evidence"):
+            left, right = getattr(one.reading, part), getattr(other.reading, part)
+            assert (left is None) == (right is None)
+            if left is not None:
+                np.testing.assert_allclose(left, right, atol=1e-4)
+
+
+def test_a_batch_equals_its_requests_one_by_one(
+    engine: Engine, skills: dict[str, Skill], prompts: Prompts
+) -> None:
+    ask = [
+        Request(
+            prompts(question),
+            adapter=skills["plain"].digest,
+            generation=Generation(max_tokens=3 + 5 * index, temperature=0.7 * index, seed=index),
+        )
+        for index, question in enumerate(QUESTIONS)
+    ]
+    for together, alone in zip(engine.run(ask), [done(engine, r) for r in ask], strict=True):
+        assert isinstance(together, Completion)
+        assert together.text == alone.text
+
+
+def test_short_prompts_without_a_shared_prefix_are_batched_rightly(
+    engine: Engine, skills: dict[str, Skill]
+) -> None:
+    ask = [
+        Request(plain_prompt(ids), adapter=skills["upper"].digest, generation=Generation(12))
+        for ids in ((5, 6, 7), (100,), (9, 8, 7, 6, 5, 4))
+    ]
+    for together, alone in zip(engine.run(ask), [done(engine, r) for r in ask], strict=True):
+        assert isinstance(together, Completion)
+        assert together.text == alone.text
+
+
+# ---------------------------------------------------------------- prefixes
+
+
+def test_the_document_is_read_once_for_all_questions(
+    engine: Engine, skills: dict[str, Skill], prompts: Prompts
+) -> None:
+    ask = [Request(prompts(q), adapter=skills["chooser"].digest, read=True) for q in QUESTIONS]
+    assert len({request.prompt.ids[: request.prompt.question_start] for request in ask}) == 1
+    before = engine.prefix_statistics
+    first, *others = engine.run(ask)
+    assert engine.prefix_statistics.misses == before.misses + 1
+    assert first.usage.cached_tokens == 0
+    assert all(o.usage.cached_tokens == ask[0].prompt.question_start for o in others)
+    again = engine.run(ask)
+    assert engine.prefix_statistics.misses == before.misses + 1
+    for one, other in zip(again, [first, *others], strict=True):
+        assert_same(one, other)
+
+
+def test_cached_equals_uncached(
+    tiny: TinyBackbone, engine: Engine, skills: dict[str, Skill], prompts: Prompts
+) -> None:
+    settings = Settings(prefix_cache_bytes=0)
+    with Engine(load_backbone(tiny.path), settings=settings) as uncached:
+        for skill in skills.values():
+            uncached.load(skill)
+        for name, options in (
+            ("chooser", {"read": True}),
+            ("labeller", {"read": True}),
+            ("plain", {"choices": ("yes", "no")}),
+            ("plain", {"generation": Generation(max_tokens=8)}),
+        ):
+            for question in QUESTIONS:
+                request = Request(prompts(question), adapter=skills[name].digest, **options)
+                done(engine, request)
+                assert_same(done(engine, request), done(uncached, request))
+        assert uncached.prefix_statistics.entries == 0
+
+
+def test_one_adapters_prefix_never_serves_another(
+    engine: Engine, skills: dict[str, Skill], prompts: Prompts
+) -> None:
+    prompt = prompts()
+    answers = {}
+    for _ in range(2):
+        for adapter in (None, *(skill.digest for skill in skills.values())):
+            text = done(engine, Request(prompt, adapter=adapter, generation=Generation(8))).text
+            assert answers.setdefault(adapter, text) == text
+    assert len(set(answers.values())) == len(answers)
+
+
+def test_a_replaced_skill_is_another_digest_with_states_of_its_own(
+    engine: Engine, skills: dict[str, Skill], prompts: Prompts
+) -> None:
+    digest = skills["plain"].digest
+    request = Request(prompts(), adapter=digest, generation=Generation(6))
+    before = done(engine, request)
+    entries = engine.prefix_statistics.entries
+    engine.unload(digest)
+    assert engine.prefix_statistics.entries == entries - 1
+    with pytest.raises(EngineError, match="no skill with digest"):
+        done(engine, request)
+    engine.load(skills["plain"])
+    assert done(engine, request).text == before.text
+
+
+# ---------------------------------------------------------------- readings and choices
+
+
+def test_a_choice_head_reads_the_last_state_of_the_separate_prompt(
+    engine: Engine, skills: dict[str, Skill], prompts: Prompts
+) -> None:
+    skill = engine.loaded[skills["chooser"].digest]
+    prompt = prompts(QUESTIONS[1])
+    reading = done(engine, Request(prompt, adapter=skill.digest, read=True)).reading
+    engine._slots.activate(skill.slot)
+    with torch.inference_mode():
+        hidden = engine.backbone.hidden_states(
+            torch.tensor(prompt.ids), positions=torch.arange(len(prompt.ids))
+        )
+        choice, evidence = skill.head(hidden[-1:], hidden[list(prompt.span_ends)])
+    engine._slots.activate(None)
+    np.testing.assert_allclose(reading.choices, choice[0].softmax(-1), atol=1e-4)
+    np.testing.assert_allclose(reading.evidence, evidence[0].sigmoid(), atol=1e-4)
+    assert reading.evidence.shape == (len(SENTENCES),)
+    assert reading.choices.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_label_head_reads_every_span_and_document_token(
+    engine: Engine, skills: dict[str, Skill], prompts: Prompts
+) -> None:
+    prompt = prompts("")
+    completion = done(engine, Request(prompt, adapter=skills["labeller"].digest, read=True))
+    assert completion.reading.span_labels.shape == (len(SENTENCES), 2)
+    assert completion.reading.token_labels.shape == (len(prompt.token_offsets), 1)
+    assert completion.finish == "head"
+    assert completion.usage.prompt_tokens == prompt.document_end
+
+
+def test_choices_are_scored_by_the_likelihood_of_their_tokens(
+    engine: Engine, prompts: Prompts, tiny: TinyBackbone
+) -> None:
+    prompt, choices = prompts(), ("yes", "not at all", "it depends")
+    scores = []
+    model = load_backbone(tiny.path).model
+    for choice in choices:
+        ids = engine.tokenizer.plain(choice)
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt.ids, *ids]])).logits[0].clone()
+        logits[:, len(engine.tokenizer) :] = -torch.inf
+        at = torch.arange(len(prompt.ids) - 1, len(prompt.ids) + len(ids) - 1)
+        scores.append(logits[at].log_softmax(-1)[range(len(ids)), ids].sum().item())
+    expected = torch.tensor(scores).softmax(-1).tolist()
+    found = done(engine, Request(prompt, choices=choices)).choices
+    assert list(found) == list(choices)
+    assert list(found.values()) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_choice_that_begins_another_is_not_favoured_for_it(
+    engine: Engine, prompts: Prompts
+) -> None:
+    found = done(engine, Request(prompts(), choices=("not", "not at all"))).choices
+    assert 0 < found["not"] < 1
+
+
+# ---------------------------------------------------------------- generation
+
+
+def test_streamed_pieces_join_to_the_unstreamed_text(
+    engine: Engine, skills: dict[str, Skill], prompts: Prompts
+) -> None:
+    for schema in (None, SCHEMA):
+        request = Request(
+            prompts(),
+            adapter=skills["plain"].digest,
+            generation=Generation(max_tokens=40, temperature=0.8, seed=4),
+            schema=schema,
+        )
+        stream = engine.stream(request)
+        pieces = list(stream)
+        assert "".join(pieces) == done(engine, request).text == stream.completion().text
+        assert len(pieces) > 3
+
+
+def test_a_stop_string_ends_the_text_before_it(engine: Engine, prompts: Prompts) -> None:
+    request = Request(prompts(), generation=Generation(max_tokens=30))
+    text = done(engine, request).text
+    stop = text[len(text) // 2 :][:3]
+    cut = done(engine, replace(request, generation=Generation(max_tokens=30, stop=(stop,))))
+    assert cut.text == text[: text.index(stop)]
+    assert cut.finish == "stop"
+    assert cut.usage.completion_tokens < 30
+
+
+def test_constrained_answers_parse_alone_and_in_a_batch(
+    engine: Engine, skills: dict[str, Skill], prompts: Prompts
+) -> None:
+    ask = [
+        Request(
+            prompts(question),
+            adapter=skills["plain"].digest,
+            generation=Generation(max_tokens=limit, temperature=1.0, seed=limit),
+            schema=schema,
+        )
+        for question in QUESTIONS
+        for limit, schema in ((25, SCHEMA), (60, SCHEMA), (9, None))
+    ]
+    for request, completion in zip(ask, engine.run(ask), strict=True):
+        assert isinstance(completion, Completion)
+        assert completion.usage.completion_tokens <= request.generation.max_tokens
+        if request.schema:
+            assert completion.finish == "schema"
+            assert completion.text.startswith('{"answer":"')
+            assert completion.text.endswith("]}")
+
+
+# ---------------------------------------------------------------- limits and faults
+
+
+@pytest.mark.parametrize("max_tokens", [0, -1, 1_000_000])
+def test_an_impossible_answer_length_is_a_clear_error(
+    engine: Engine, prompts: Prompts, max_tokens: int
+) -> None:
+    with pytest.raises(LimitError, match="from 1 to the context's 1024"):
+        done(engine, Request(prompts(), generation=Generation(max_tokens=max_tokens)))
+
+
+def test_a_prompt_longer_than_the_context_is_a_clear_error_and_the_next_is_right(
+    engine: Engine, prompts: Prompts
+) -> None:
+    good = Request(prompts(), generation=Generation(max_tokens=5))
+    before = done(engine, good)
+    long = prompts(sentences=SENTENCES * 40)
+    assert len(long.ids) > 1024
+    with pytest.raises(LimitError, match="context 1024"):
+        done(engine, Request(long))
+    with pytest.raises(LimitError, match="limit is 1024"):
+        engine.encode(long.prompt)
+    assert done(engine, good).text == before.text
+
+
+def test_an_answer_ends_where_the_context_does(engine: Engine) -> None:
+    request = Request(plain_prompt((7,) * 1020), generation=Generation(max_tokens=100))
+    completion = done(engine, request)
+    assert completion.usage.completion_tokens <= 4
+    with pytest.raises(LimitError, match="fills the whole context"):
+        done(engine, Request(plain_prompt((7,) * 1024)))
+    with pytest.raises(LimitError, match="fits into 4 tokens"):
+        done(engine, replace(request, schema=SCHEMA))
+
+
+def test_an_error_stands_in_its_own_place(
+    engine: Engine, skills: dict[str, Skill], prompts: Prompts
+) -> None:
+    prompt = prompts()
+
+    def broken(_: str) -> None:
+        raise KeyError("the caller's own")
+
+    good = Request(prompt, generation=Generation(max_tokens=5))
+    found = engine.run(
+        [
+            good,
+            replace(good, adapter="0" * 64),
+            replace(good, schema=SCHEMA),
+            replace(good, on_text=broken),
+            replace(good, read=True),
+            Request(prompt, adapter=skills["plain"].digest, read=True),
+            replace(good, choices=("", "x")),
+            good,
+        ]
+    )
+    kinds = [Completion, EngineError, LimitError, EngineError, AdapterError, AdapterError]
+    assert [type(outcome) for outcome in found] == [*kinds, EngineError, Completion]
+    assert found[0].text == found[-1].text
+    assert isinstance(found[3].__cause__, KeyError)
+
+
+def test_a_cancelled_request_stops_at_the_next_token(engine: Engine, prompts: Prompts) -> None:
+    started, seen = Event(), []
+
+    def on_text(piece: str) -> None:
+        seen.append(piece)
+        started.set()
+
+    long = Request(prompts(), schema=LONG, generation=Generation(max_tokens=700), on_text=on_text)
+    future = engine.submit(long)
+    assert started.wait(30)
+    assert future.cancel()
+    with pytest.raises(FutureCancelled):
+        future.result()
+    done(engine, Request(prompts(), generation=Generation(max_tokens=2)))  # its turn has come
+    count = len(seen)
+    done(engine, Request(prompts(), generation=Generation(max_tokens=2)))
+    assert len(seen) == count
+
+
+def test_closing_a_stream_stops_the_answer(engine: Engine, prompts: Prompts) -> None:
+    request = Request(prompts(), schema=LONG, generation=Generation(max_tokens=700))
+    with engine.stream(request) as stream:
+        next(stream)
+    with pytest.raises(CancelledError):
+        stream.completion()
+    assert "".join(stream) == ""
+    assert done(engine, Request(prompts(), generation=Generation(max_tokens=3))).text
+
+
+def test_a_stream_raises_what_went_wrong(engine: Engine, prompts: Prompts) -> None:
+    with pytest.raises(LimitError):
+        next(engine.stream(Request(prompts(), generation=Generation(max_tokens=0))))
+
+
+def test_closing_the_engine_fails_what_is_unanswered(backbone: Backbone, prompts: Prompts) -> None:
+    engine = Engine(backbone, settings=Settings(max_batch=1))
+    started = Event()
+    long = Request(
+        prompts(),
+        schema=LONG,
+        generation=Generation(max_tokens=700),
+        on_text=lambda _: started.set(),
+    )
+    futures = [engine.submit(long) for _ in range(3)]
+    assert started.wait(30)
+    engine.close()
+    engine.close()
+    for future in futures:
+        assert isinstance(future.exception(timeout=30), EngineError)
+    with pytest.raises(EngineError, match="closed"):
+        engine.submit(long).result()
+
+
+def test_skills_cannot_be_loaded_from_within_the_loop(
+    engine: Engine, skills: dict[str, Skill], prompts: Prompts
+) -> None:
+    request = Request(
+        prompts(),
+        generation=Generation(max_tokens=4),
+        on_text=lambda _: engine.unload(skills["plain"].digest),
+    )
+    with pytest.raises(EngineError, match="on_text"):
+        done(engine, request)

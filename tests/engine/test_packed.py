@@ -1,0 +1,108 @@
+"""Rows packed into one sequence give what each gives alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config
+
+from agentkit.engine.backbone import Backbone, load_backbone
+from agentkit.engine.packed import PackedRows, read_prefix
+from agentkit.testing import TinyBackbone, tiny_tokenizer
+
+PREFIX = [int(x) for x in torch.randint(5, 300, (40,), generator=torch.Generator().manual_seed(0))]
+BRANCHES = ([7, 8, 9, 10], [11], [12, 13, 14, 15, 16, 17, 18])
+
+
+def alone(backbone: Backbone, ids: list[int]) -> torch.Tensor:
+    positions = torch.arange(len(ids))
+    return backbone.hidden_states(
+        torch.tensor(ids), positions=positions, mask=backbone.causal_mask(len(ids))
+    )
+
+
+def check_packed_equals_alone(backbone: Backbone) -> None:
+    with torch.inference_mode():
+        prefix = read_prefix(backbone, PREFIX, keys_values=True)
+        rows = PackedRows(backbone, prefix, room=100)
+        ends = [rows.append(rows.fork(), branch) for branch in BRANCHES]
+        packed = rows.hidden_states()
+        for branch, end in zip(BRANCHES, ends, strict=True):
+            expected = alone(backbone, PREFIX + branch)[len(PREFIX) :]
+            found = packed[end - len(branch) + 1 : end + 1]
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_branches_equal_separate_ones(tiny: TinyBackbone, attention: str) -> None:
+    check_packed_equals_alone(load_backbone(tiny.path, attention=attention))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(MistralConfig(sliding_window=16), id="every layer slides"),
+        pytest.param(
+            Qwen2Config(use_sliding_window=True, sliding_window=16, max_window_layers=2),
+            id="some layers slide",
+        ),
+    ],
+)
+def test_sliding_windows_are_measured_along_each_branch(config: object, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    config = type(config)(
+        **{
+            **{k: v for k, v in config.to_dict().items() if k != "layer_types"},
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "max_position_embeddings": 256,
+            "initializer_range": 0.2,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 2,
+        }
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    backbone = load_backbone(tmp_path)
+    assert backbone.sliding_window == 16
+    with torch.inference_mode():
+        plain = backbone.model(torch.tensor([PREFIX]), output_hidden_states=True).hidden_states[-1]
+        ours = alone(backbone, PREFIX)
+    torch.testing.assert_close(ours, plain[0], atol=1e-4, rtol=0)
+    check_packed_equals_alone(backbone)
+
+
+def test_a_fork_of_a_row_sees_that_row_and_no_other(backbone: Backbone) -> None:
+    with torch.inference_mode():
+        rows = PackedRows(backbone, None, room=100)
+        question, other = rows.fork(), rows.fork()
+        rows.append(question, PREFIX)
+        rows.append(other, [99, 98, 97])
+        end = rows.append(rows.fork(question), [20, 21])
+        packed = rows.hidden_states()
+        expected = alone(backbone, [*PREFIX, 20, 21])
+    torch.testing.assert_close(packed[end - 1 : end + 1], expected[-2:], atol=1e-4, rtol=0)
+
+
+def test_rows_grown_token_by_token_equal_rows_read_at_once(backbone: Backbone) -> None:
+    with torch.inference_mode():
+        rows = PackedRows(backbone, None, room=100)
+        numbers = [rows.fork() for _ in BRANCHES]
+        last = {}
+        for step in range(max(map(len, BRANCHES))):
+            ends = {}
+            for row, branch in zip(numbers, BRANCHES, strict=True):
+                if step < len(branch):
+                    ends[row] = rows.append(row, [branch[step]])
+            hidden = rows.hidden_states()
+            last |= {row: hidden[end] for row, end in ends.items()}
+        for row, branch in zip(numbers, BRANCHES, strict=True):
+            expected = alone(backbone, branch)[-1]
+            torch.testing.assert_close(last[row], expected, atol=1e-4, rtol=0)
