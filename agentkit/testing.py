@@ -32,6 +32,7 @@ from transformers import (
 
 from agentkit.adapters.heads import KIND, ChoiceHead, Head, SpanLabelHead
 from agentkit.adapters.weights import BACKBONE_KEY
+from agentkit.engine.backbone import without_progress_bars
 from agentkit.modelfolder import fingerprint
 from agentkit.types import Vectors
 
@@ -88,7 +89,8 @@ class TinyBackbone:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = LlamaForCausalLM(config)
-        model.save_pretrained(path)
+        with without_progress_bars():
+            model.save_pretrained(path)
         tokenizer.save_pretrained(path)
         return cls(path, fingerprint(path))
 
@@ -151,7 +153,8 @@ def tiny_adapter(
         use_rslora=rslora,
         task_type="CAUSAL_LM",
     )
-    base = AutoModelForCausalLM.from_pretrained(backbone.path, local_files_only=True)
+    with without_progress_bars():
+        base = AutoModelForCausalLM.from_pretrained(backbone.path, local_files_only=True)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = get_peft_model(base, config)

@@ -188,7 +188,7 @@ def load_backbone(
     where = str(folder)
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        with _no_progress_bars():
+        with without_progress_bars():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=DTYPES[dtype],
@@ -227,8 +227,9 @@ def load_backbone(
         raise ModelError(
             f"the tokenizer has {len(tokenizer)} tokens, the model {vocabulary}", where=where
         )
-    window = getattr(config, "sliding_window", None)
-    sliding = bool(window) and (not kinds or "sliding_attention" in kinds)
+    window: int | None = getattr(config, "sliding_window", None) or None
+    if kinds and "sliding_attention" not in kinds:
+        window = None
     return Backbone(
         model=model.eval().requires_grad_(False),
         tokenizer=SharedTokenizer(tokenizer),
@@ -242,13 +243,13 @@ def load_backbone(
         layers=layers,
         vocabulary=vocabulary,
         modules=adaptable_modules(model, layers),
-        sliding_window=int(window) if sliding else None,
+        sliding_window=window,
         layer_types=kinds,
     )
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
     """What is shown is the command line's business, not a library's."""
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,11 @@ class Vocabulary:
         # Brackets and quotes close; then digits, then words (they finish keys and enumerations
         # fastest), then whatever else.
         order = {char.encode(): 100 - at for at, char in enumerate('}]"0123456789')}
-        self._quote, self._tilde = texts.index(b'"'), texts.index(b"~")
+        self._quote, self._tilde = (_token_of(char, texts) for char in (b'"', b"~"))
+        self._filling = np.array(
+            [len(text) if text.isalnum() else 0.0 for text in texts]
+            + [0.0] * (self.size - len(texts))
+        )
         self.preference = np.zeros(self.size, dtype=np.float64)
         for token, text in enumerate(texts):
             if text in order:
@@ -130,16 +135,24 @@ class Vocabulary:
                 if len(path) >= limit:
                     return None
                 allowed = _bits(matcher.compute_bitmask(), self.size)
-                if allowed[self._quote] and allowed[self._tilde]:  # only a string may hold a tilde
-                    tokens = [self._quote]
-                else:
+                if not allowed[self._tilde]:
                     tokens = [int(np.where(allowed, preference, -1.0).argmax())]
+                elif allowed[self._quote]:  # a string, which alone may hold a tilde
+                    tokens = [self._quote]
+                else:  # one that is still too short
+                    tokens = [int(np.where(allowed, self._filling, -1.0).argmax())]
                 if not allowed[tokens[0]]:
                     return None
             if len(path) + len(tokens) > limit or not matcher.consume_tokens(tokens):
                 return None
             path.extend(tokens)
         return path
+
+
+def _token_of(char: bytes, texts: list[bytes]) -> int:
+    if char not in texts:
+        raise EngineError(f"the tokenizer has no token for {char!r}, so it cannot write JSON")
+    return texts.index(char)
 
 
 def _bits(mask: bytes, size: int) -> NDArray[np.bool_]:
@@ -219,10 +232,11 @@ class Constraint:
 
 
 class Grammars:
-    """Stateful: compiled grammars by schema, the least recently used dropped."""
+    """Stateful: compiled grammars by schema, the least recently used dropped. Thread-safe."""
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
+        self._lock = Lock()
         self._vocabulary: Vocabulary | None = None
         self._matchers: OrderedDict[str, LLMatcher] = OrderedDict()
 
@@ -232,10 +246,12 @@ class Grammars:
         Raises `SkillError` where the schema cannot constrain decoding, `LimitError` where nothing
         that meets it fits the limit.
         """
-        if self._vocabulary is None:  # about a second, so only once a schema is met
-            self._vocabulary = Vocabulary(self._backbone)
-        matcher = self._matcher(schema, self._vocabulary)
-        return Constraint(matcher.deep_copy(), self._vocabulary, limit)
+        with self._lock:
+            if self._vocabulary is None:  # about a second, so only once a schema is met
+                self._vocabulary = Vocabulary(self._backbone)
+            vocabulary = self._vocabulary
+            matcher = self._matcher(schema, vocabulary).deep_copy()
+        return Constraint(matcher, vocabulary, limit)
 
     def _matcher(self, schema: Mapping[str, Json], vocabulary: Vocabulary) -> LLMatcher:
         key = json.dumps(schema, sort_keys=False)

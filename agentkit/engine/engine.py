@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 from agentkit import models
 from agentkit.engine.activation import Slots
 from agentkit.engine.backbone import Backbone, SharedTokenizer, load_backbone
+from agentkit.engine.decoding import Grammars
 from agentkit.engine.install import Gate, LoadedSkill, prepare
 from agentkit.engine.job import Job, make_job
 from agentkit.engine.prefix import PrefixCache, PrefixStatistics
@@ -40,7 +41,7 @@ class _Task:
     def run(self) -> None:
         try:
             self.future.set_result(self.work())
-        except Exception as error:  # noqa: BLE001 -- it is raised where the future is waited for
+        except BaseException as error:  # noqa: BLE001 -- it is raised where the future is waited for
             self.future.set_exception(error)
 
 
@@ -60,6 +61,7 @@ class Engine:
         self._frame = frame_of(backbone.tokenizer)
         self._slots = Slots(backbone.modules)
         self._prefixes = PrefixCache(self._settings.prefix_cache_bytes)
+        self._grammars = Grammars(backbone)
         self._gate = Gate(backbone, self._slots)
         self._skills: Mapping[str, LoadedSkill] = {}  # replaced, never changed: reads need no lock
         self._loading = Lock()
@@ -207,7 +209,7 @@ class Engine:
         jobs = []
         for request in requests:
             try:
-                job = make_job(request, self._skill_of(request), self._backbone)
+                job = make_job(request, self._skill_of(request), self._backbone, self._grammars)
             except AgentkitError as error:
                 futures.append(Future())
                 futures[-1].set_exception(error)
@@ -293,7 +295,7 @@ class TextStream(Iterator[str]):
 
     def __next__(self) -> str:
         piece = self._pieces.get()
-        if piece is not None:
+        if piece is not None and not self._future.cancelled():
             return piece
         self._pieces.put(None)  # so that asking again ends again
         if not self._future.cancelled():

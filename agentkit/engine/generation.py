@@ -7,7 +7,6 @@ from typing import Literal
 from torch import Tensor
 
 from agentkit.engine.backbone import Backbone
-from agentkit.engine.decoding import Constraint
 from agentkit.engine.detokenizer import Detokenizer
 from agentkit.engine.job import Job
 from agentkit.engine.sampling import Sampler
@@ -17,17 +16,15 @@ from agentkit.types import Completion, Usage
 class WritingRow:
     """Stateful: the answer to one request, as far as it is written."""
 
-    def __init__(
-        self, job: Job, row: int, backbone: Backbone, constraint: Constraint | None, cached: int
-    ) -> None:
+    def __init__(self, job: Job, row: int, backbone: Backbone, cached: int) -> None:
         self.job = job
         self.row = row
         """Its row in the packed sequence."""
         self._sample = Sampler(job.request.generation)
-        self._constraint = constraint
+        self._constraint = job.constraint
         self._ends = backbone.eos_ids
         # A stop string within constrained output would leave it unfinished.
-        stop = () if constraint else job.request.generation.stop
+        stop = () if job.constraint else job.request.generation.stop
         self._text = Detokenizer(backbone.tokenizer, stop)
         self._written = 0
         self._cached = cached

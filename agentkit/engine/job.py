@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from agentkit.adapters.heads import SpanLabelHead
 from agentkit.engine.backbone import Backbone
+from agentkit.engine.decoding import Constraint, Grammars
 from agentkit.engine.install import LoadedSkill
 from agentkit.engine.scheduler import SHARED_LEAST, GroupKey, Kind, Waiting
 from agentkit.errors import AdapterError, EngineError, LimitError
@@ -27,6 +28,8 @@ class Job:
     """To generate, at most."""
     choices: tuple[tuple[int, ...], ...] = ()
     """Token ids of each choice to score."""
+    constraint: Constraint | None = None
+    """Where the output is in its grammar, if it has a schema."""
     future: Future[Completion] = field(default_factory=Future)
 
     @property
@@ -51,11 +54,13 @@ class Job:
             self.future.set_exception(error)
 
 
-def make_job(request: Request, skill: LoadedSkill | None, backbone: Backbone) -> Job:
-    """Check a request against the backbone's limits.
+def make_job(
+    request: Request, skill: LoadedSkill | None, backbone: Backbone, grammars: Grammars
+) -> Job:
+    """Check a request against the backbone's limits and compile its schema, in any thread.
 
     Raises `LimitError` for a prompt or an answer that cannot fit the context, `AdapterError` for a
-    reading without a task head.
+    reading without a task head, `SkillError` for a schema that cannot constrain.
     """
     prompt, total = request.prompt, len(request.prompt.ids)
     if total == 0:
@@ -69,6 +74,7 @@ def make_job(request: Request, skill: LoadedSkill | None, backbone: Backbone) ->
     kind: Kind = "generate"
     shared, taken, max_tokens = prompt.question_start, total, 0
     choices: tuple[tuple[int, ...], ...] = ()
+    constraint = None
     if request.read:
         kind = "read"
         if head is None:
@@ -86,12 +92,14 @@ def make_job(request: Request, skill: LoadedSkill | None, backbone: Backbone) ->
             )
     else:
         max_tokens = _answer_limit(request, total, backbone)
+        if request.schema is not None:
+            constraint = grammars.constraint(request.schema, max_tokens)
     if kind != "read":
         # A short prefix is not worth a forward of its own, and without it any prompts go together.
         shared = shared if shared >= SHARED_LEAST else 0
         shared = min(shared, total - 1)  # something must be left whose next token is wanted
     key = GroupKey(kind, request.adapter, prompt.ids[:shared])
-    return Job(request, skill, Waiting(key, taken - shared), max_tokens, choices)
+    return Job(request, skill, Waiting(key, taken - shared), max_tokens, choices, constraint)
 
 
 def _answer_limit(request: Request, total: int, backbone: Backbone) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError
 
 import torch
 from torch import Tensor
@@ -11,7 +10,6 @@ from torch import Tensor
 from agentkit.adapters.heads import ChoiceHead, SpanLabelHead
 from agentkit.engine.activation import Slots
 from agentkit.engine.backbone import Backbone
-from agentkit.engine.decoding import Grammars
 from agentkit.engine.generation import WritingRow
 from agentkit.engine.job import Job
 from agentkit.engine.packed import PackedRows, read_prefix
@@ -29,7 +27,6 @@ class Runner:
         self._backbone = backbone
         self._slots = slots
         self._prefixes = prefixes
-        self._grammars = Grammars(backbone)
         self._stopping = stopping
 
     def run(self, jobs: Sequence[Job]) -> None:
@@ -43,7 +40,7 @@ class Runner:
         try:
             with torch.inference_mode(), self._slots.activated(skill.slot if skill else None):
                 work(jobs)
-        except Exception as error:  # noqa: BLE001 -- it is raised where the futures are waited for
+        except BaseException as error:  # noqa: BLE001 -- it is raised where the futures are waited for
             for job in jobs:
                 if not job.future.done():
                     job.fail(_as_ours(error))
@@ -58,17 +55,17 @@ class Runner:
             self._choose(jobs, skill.head)
 
     def _label(self, jobs: Sequence[Job], head: SpanLabelHead) -> None:
-        prefix, hit = self._prefix(jobs[0], keys_values=False)
-        for index, job in enumerate(jobs):
+        prefix, cached = self._shared(jobs, keys_values=False)
+        hidden = _states(prefix, self._backbone)
+        for job, hit in zip(jobs, cached, strict=True):
             prompt = job.request.prompt
-            hidden = _states(prefix, self._backbone)
             tokens = [at for at, _, _ in prompt.token_offsets]
             spans, labels = head(hidden[list(prompt.span_ends)], hidden[tokens])
             reading = Reading(
                 span_labels=spans.sigmoid().cpu().numpy(),
                 token_labels=labels.sigmoid().cpu().numpy(),
             )
-            usage = Usage(len(job.shared), 0, len(job.shared) if hit or index else 0)
+            usage = Usage(len(job.shared), 0, hit)
             job.finish(Completion(usage=usage, reading=reading, finish="head"))
 
     def _choose(self, jobs: Sequence[Job], head: ChoiceHead) -> None:
@@ -124,24 +121,12 @@ class Runner:
     # ------------------------------------------------------------ generation
 
     def _generate(self, jobs: Sequence[Job]) -> None:
-        ready = []
-        for job in jobs:
-            schema = job.request.schema
-            try:
-                limit = job.max_tokens
-                constraint = None if schema is None else self._grammars.constraint(schema, limit)
-            except AgentkitError as error:
-                job.fail(error)
-                continue
-            ready.append((job, constraint))
-        if not ready:
-            return
-        prefix, cached = self._shared([job for job, _ in ready])
-        room = sum(len(job.branch) + job.max_tokens for job, _ in ready)
+        prefix, cached = self._shared(jobs)
+        room = sum(len(job.branch) + job.max_tokens for job in jobs)
         packed = PackedRows(self._backbone, prefix, room)
         writing = [
-            WritingRow(job, packed.fork(), self._backbone, constraint, hit)
-            for (job, constraint), hit in zip(ready, cached, strict=True)
+            WritingRow(job, packed.fork(), self._backbone, hit)
+            for job, hit in zip(jobs, cached, strict=True)
         ]
         at = [packed.append(row.row, row.job.branch) for row in writing]
         while writing:
@@ -162,18 +147,20 @@ class Runner:
             return None
         try:
             return row.advance(logits)
-        except Exception as error:  # noqa: BLE001 -- a caller's on_text may raise anything
+        except BaseException as error:  # noqa: BLE001 -- a caller's on_text may raise anything
             row.job.fail(_as_ours(error))
             return None
 
     # ------------------------------------------------------------ prefixes
 
-    def _shared(self, jobs: Sequence[Job]) -> tuple[PrefixStates | None, list[int]]:
+    def _shared(
+        self, jobs: Sequence[Job], *, keys_values: bool = True
+    ) -> tuple[PrefixStates | None, list[int]]:
         """The states that the group shares, and how many cached tokens each job had."""
         length = len(jobs[0].shared)
         if not length:
             return None, [0] * len(jobs)
-        prefix, hit = self._prefix(jobs[0], keys_values=True)
+        prefix, hit = self._prefix(jobs[0], keys_values=keys_values)
         return prefix, [length if hit or index else 0 for index in range(len(jobs))]
 
     def _prefix(self, job: Job, *, keys_values: bool) -> tuple[PrefixStates, bool]:
@@ -192,8 +179,8 @@ def _states(prefix: PrefixStates | None, backbone: Backbone) -> Tensor:
     return prefix.hidden
 
 
-def _as_ours(error: Exception) -> BaseException:
-    if isinstance(error, AgentkitError | CancelledError):
+def _as_ours(error: BaseException) -> AgentkitError:
+    if isinstance(error, AgentkitError):
         return error
     wrapped = EngineError(f"{type(error).__name__}: {error}")
     wrapped.__cause__ = error

@@ -26,8 +26,6 @@ class GenerateAnswer(_Frozen):
     """Write the output. JSON that the output schema constrains, or free text if it is a string."""
 
     kind: Literal["generate"] = "generate"
-    score_field: str | None = None
-    """Scalar enum field of the output whose likelihood becomes the output's `score`."""
 
 
 class ChoiceAnswer(_Frozen):

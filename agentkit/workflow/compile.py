@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeAlias, TypedDict
@@ -15,7 +16,7 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import get_runtime
 from langgraph.types import RetryPolicy, interrupt
 
-from agentkit.errors import InputError
+from agentkit.errors import InputError, RunError
 from agentkit.types import Document, DocumentStore, Json, StepRunner
 from agentkit.workflow import inputs as run_inputs
 from agentkit.workflow.approval import decisions_of, question
@@ -151,6 +152,12 @@ class CompiledWorkflow:
                 "run": {"workflow": self.spec.name},
             }
             result = self.graph.invoke(prepared)
+            if "outputs" not in result:
+                raise RunError(
+                    "the workflow waits for a person's decision",
+                    where=f"workflow {self.spec.name!r}",
+                    hint="use it in a graph that has a checkpointer",
+                )
             return {key: result["outputs"][name] for key, name in output_map.items()}
 
         node.__name__ = self.spec.name
@@ -218,6 +225,22 @@ class _Nodes:
         self._recorder = recorder
         self._attempts: dict[str, MemoryRecorder] = {}
 
+    @contextmanager
+    def _recording(self, step: StepProgram) -> Iterator[Recorder]:
+        """The run's recorder, or one that lasts until the node's last attempt."""
+        if self._recorder is not None:
+            yield self._recorder
+            return
+        task, attempt = _task()
+        memory = self._attempts.setdefault(task, MemoryRecorder())
+        over = attempt >= attempts_of(step)
+        try:
+            yield memory
+            over = True
+        finally:
+            if over:
+                self._attempts.pop(task, None)
+
     def step(self, step: StepProgram) -> _Node:
         def node(state: WorkflowState) -> WorkflowState:
             emit = get_stream_writer()
@@ -225,7 +248,7 @@ class _Nodes:
             if work is None:
                 emit({"kind": "step_skipped", "step": step.id})
                 return {"steps": {step.id: None}}
-            task, attempt = _task()
+            _, attempt = _task()
             emit(
                 {
                     "kind": "step_started",
@@ -234,13 +257,8 @@ class _Nodes:
                     "attempt": attempt,
                 }
             )
-            recorder = self._recorder or self._attempts.setdefault(task, MemoryRecorder())
-            try:
+            with self._recording(step) as recorder:
                 records = perform(step, work, self._runner, recorder, emit, attempt)
-            finally:
-                if attempt >= attempts_of(step):
-                    self._attempts.pop(task, None)
-            self._attempts.pop(task, None)
             if not any(record["needs_human"] for record in records):
                 emit(_step_finished(step, records))
             return {"steps": {step.id: records if work.many else records[0]}}
@@ -262,14 +280,8 @@ class _Nodes:
             items = tuple(record.get("item") for record in records)
             work = Work(items if many else (None,), many, names)
             decisions = decisions_of(answer, step.id, [record.get("index") for record in waiting])
-            task, attempt = _task()
-            recorder = self._recorder or self._attempts.setdefault(task, MemoryRecorder())
-            try:
+            with self._recording(step) as recorder:
                 decided = decide(step, work, records, decisions, self._runner, recorder, emit)
-            finally:
-                if attempt >= attempts_of(step):
-                    self._attempts.pop(task, None)
-            self._attempts.pop(task, None)
             emit(_step_finished(step, decided))
             return {"steps": {step.id: decided if many else decided[0]}}
 

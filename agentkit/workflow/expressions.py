@@ -31,7 +31,15 @@ NESTING_LIMIT = 40
 NAMES = ("inputs", "steps", "item", "index", "run")
 """What an expression can speak of."""
 
-_FAILURES = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError)
+_FAILURES = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)
 
 
 _ENVIRONMENT = SandboxedItems()

@@ -67,6 +67,12 @@ def _text(value: Any) -> str:
     return value
 
 
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"a mapping is needed, this is {_kind(value)}")
+    return value
+
+
 def _test(name: str) -> Callable[..., Any]:
     if name not in TESTS:
         raise ValueError(f"no test named {name!r}")
@@ -291,9 +297,9 @@ _PLAIN_FILTERS: Mapping[str, Callable[..., Any]] = {
     "float": _float,
     "groupby": _groupby,
     "int": _int,
-    "items": lambda value: [[key, value[key]] for key in value],
+    "items": lambda value: [[key, entry] for key, entry in _mapping(value).items()],
     "join": _join,
-    "keys": lambda value: list(value.keys()),
+    "keys": lambda value: list(_mapping(value)),
     "last": _last,
     "length": _length,
     "list": _list,
@@ -317,7 +323,7 @@ _PLAIN_FILTERS: Mapping[str, Callable[..., Any]] = {
     "trim": lambda value: _text(value).strip(),
     "unique": _unique,
     "upper": lambda value: _text(value).upper(),
-    "values": lambda value: list(value.values()),
+    "values": lambda value: list(_mapping(value).values()),
 }
 FILTERS: dict[str, Callable[..., Any]] = {
     **{name: _reading(function) for name, function in _PLAIN_FILTERS.items()},

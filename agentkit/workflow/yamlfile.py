@@ -232,6 +232,8 @@ class _Builder:
 
     def _scalar(self, event: Any) -> Json:
         text: str = event.value
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            self._fail(event, "half of a surrogate pair", "write the character itself")
         if event.style is not None and event.style != "":
             return text
         if event.tag == "!":

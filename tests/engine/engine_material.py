@@ -1,11 +1,20 @@
-"""Prompts over one small document."""
+"""Prompts over one small document, and how to ask them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agentkit.engine.backbone import Backbone
+from agentkit.engine.engine import Engine
 from agentkit.prompt import build_prompt, encode_prompt, frame_of, number_spans
-from agentkit.types import Document, EncodedPrompt, Span
+from agentkit.types import (
+    Completion,
+    Document,
+    EncodedPrompt,
+    Prompt,
+    Request,
+    Segment,
+    Span,
+)
 
 SENTENCES = (
     "This Agreement is made between Acme and Bolt on the first day of May.",
@@ -46,3 +55,24 @@ class Prompts:
             spans=number_spans(document),
         )
         return encode_prompt(self.backbone.tokenizer, prompt)
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "answer": {"type": "string"},
+        "spans": {"type": "array", "items": {"type": "integer"}},
+    },
+    "required": ["answer", "spans"],
+}
+
+
+def done(engine: Engine, request: Request) -> Completion:
+    return engine.submit(request).result(timeout=60)
+
+
+def plain_prompt(ids: tuple[int, ...]) -> EncodedPrompt:
+    """Ids with no prefix worth sharing."""
+    empty = Segment("header", "")
+    prompt = Prompt(empty, (), empty, empty, empty)
+    return EncodedPrompt(prompt, ids, 0, 0, 0, (), ())

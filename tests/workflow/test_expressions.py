@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from agentkit.errors import ExpressionError
 from agentkit.workflow.expressions import compile_expression, compile_text, compile_value
-from agentkit.workflow.functions import FILTERS
+from agentkit.workflow.functions import FILTERS, TESTS
 from agentkit.workflow.limits import size
 
 NAMES = {
@@ -215,6 +215,20 @@ def test_any_text_compiles_or_is_refused(text):
 @given(JSON)
 def test_size_counts_every_part(held):
     assert size([held, held]) == 1 + 2 * size(held)
+
+
+@given(st.sampled_from(sorted(FILTERS)), JSON)
+def test_a_filter_gives_plain_data_or_an_expression_error(name, held):
+    with contextlib.suppress(ExpressionError):
+        compile_expression(f"inputs.it | {name}").evaluate({"inputs": {"it": held}})
+
+
+@given(st.sampled_from(sorted(TESTS)), JSON, JSON)
+def test_a_test_gives_a_boolean_or_an_expression_error(name, held, other):
+    names = {"inputs": {"them": [held], "other": other}}
+    for arguments in ("", ", inputs.other"):
+        with contextlib.suppress(ExpressionError):
+            compile_expression(f"inputs.them | select('{name}'{arguments})").evaluate(names)
 
 
 def test_every_filter_refuses_a_missing_value_but_default():

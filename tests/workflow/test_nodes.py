@@ -5,7 +5,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command
 
-from agentkit.errors import EngineError, InputError
+from agentkit.errors import EngineError, InputError, RunError
 from agentkit.workflow import Workflow, skill_node, skill_runnable
 
 from .helpers import Documents, ShoutingRunner
@@ -57,6 +57,30 @@ def test_an_approval_reaches_the_outer_graph():
     asked = graph.invoke({"words": "odd"}, config)
     assert asked["__interrupt__"][0].value["step"] == "shout"
     assert graph.invoke(Command(resume="counter"), config)["loud"] == 3
+
+
+def test_an_approval_that_nobody_can_give_is_an_error():
+    workflow = shouting(on_uncertain="human").compile(ShoutingRunner(), Documents())
+    with pytest.raises(RunError, match="checkpointer"):
+        workflow.as_node({"text": "words"}, {"loud": "loud"})({"words": "odd"})
+
+
+def test_attempts_share_results_and_leave_nothing_behind():
+    runner = ShoutingRunner(fail={"b": 1})
+    graph = (
+        Workflow("each")
+        .step(
+            "shout",
+            skill="shouter",
+            for_each="['a', 'b']",
+            input={"text": "{{ item }}"},
+            retry={"attempts": 2, "delay_seconds": 0},
+        )
+        .compile(runner, Documents())
+        .graph
+    )
+    graph.invoke({"inputs": {}})
+    assert runner.texts == ["a", "b", "b"]
 
 
 def test_the_compiled_graph_is_a_langgraph_graph():

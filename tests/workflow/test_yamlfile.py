@@ -50,6 +50,7 @@ def test_any_text_is_read_or_refused_with_its_place(text):
         ("1: x", "w.yaml:1:1", "not text"),
         ("? [a]\n: x", "w.yaml:1:3", "not text"),
         ("a: \x01", "w.yaml:1:4", "not valid YAML"),
+        ('a: "\\ud800"', "w.yaml:1:4", "surrogate"),
         ("a: " + "9" * 5000, "w.yaml:1:4", "digits"),
     ],
 )

@@ -1,0 +1,212 @@
+"""Everything put together: settings and folders in, runners and runs out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from agentkit import models
+from agentkit.errors import InputError
+from agentkit.retrieval.loaders import load_document
+from agentkit.retrieval.playbook import load_playbook
+from agentkit.retrieval.store import FileDocumentStore
+from agentkit.settings import Settings
+from agentkit.skill.folder import Skill
+from agentkit.skill.registry import Registry, default_folders
+from agentkit.skill.store import SkillStore
+from agentkit.types import Document, Json
+from agentkit.workflow.spec import WorkflowSpec
+
+if TYPE_CHECKING:
+    from agentkit.engine.engine import Engine
+    from agentkit.retrieval.retriever import Retriever
+    from agentkit.routing.controller import Controller
+    from agentkit.routing.encoder import SentenceEncoder
+    from agentkit.step import Runner
+    from agentkit.workflow.compile import CompiledWorkflow
+    from agentkit.workflow.store import RunStore
+
+
+class Kit:
+    """Stateful: one backbone, one encoder and the skill folders, for as long as it is open.
+
+    The parts are made when they are first needed. Safe for threads.
+
+    ```python
+    with Kit() as kit:
+        outcome = kit.compile(spec).run({"document": Path("contract.pdf")})
+    ```
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        skills: Sequence[Path] = (),
+        watch: bool = False,
+        progress: models.Progress | None = None,
+    ) -> None:
+        self.settings = settings or Settings()
+        self.documents = FileDocumentStore(self.settings.documents_dir)
+        self._skill_folders = default_folders(skills)
+        self._watch = watch
+        self._progress = progress
+        self._making = threading.RLock()
+
+    def __enter__(self) -> Kit:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the engine's and the registry's threads and close the run database."""
+        for name in ("engine", "registry", "runs"):
+            part = self.__dict__.pop(name, None)
+            if part is not None:
+                part.close()
+
+    # ------------------------------------------------------------ parts
+
+    @cached_property
+    def store(self) -> SkillStore:
+        """Content-addressed copies: what is served."""
+        return SkillStore(self.settings.store_dir)
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The skill folders; followed while the kit is open if it was made with `watch`."""
+        from agentkit.adapters.weights import check_adapter
+
+        registry = Registry(self._skill_folders, self.store, check=check_adapter)
+        if self._watch:
+            registry.watch()
+        return registry
+
+    @cached_property
+    def encoder(self) -> SentenceEncoder:
+        """The encoder that routing and retrieval share; fetched if need be."""
+        from agentkit.routing.encoder import SentenceEncoder
+
+        folder = models.resolve(self.settings.encoder, self.settings, "encoder", self._progress)
+        return SentenceEncoder(folder)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The backbone with its loop; fetched if need be."""
+        from agentkit.engine.engine import Engine
+
+        with self._making:
+            return Engine.open(self.settings, self._progress)
+
+    @cached_property
+    def retriever(self) -> Retriever:
+        """Search in documents and standing indexes."""
+        from agentkit.retrieval.retriever import Retriever
+
+        return Retriever(self.encoder, self.settings, self.documents)
+
+    @cached_property
+    def runs(self) -> RunStore:
+        """The database of runs."""
+        from agentkit.workflow.store import RunStore
+
+        self.settings.runs_db.parent.mkdir(parents=True, exist_ok=True)
+        return RunStore(self.settings.runs_db)
+
+    # ------------------------------------------------------------ skills
+
+    @property
+    def skills(self) -> Mapping[str, Skill]:
+        """The skills served now, by name."""
+        return self.registry.snapshot.skills
+
+    def controller(self, skills: Mapping[str, Skill] | None = None) -> Controller:
+        """A controller fitted to the given skills (those served now by default)."""
+        from agentkit.routing.controller import Controller
+
+        controller = Controller(self.encoder)
+        controller.fit(
+            {
+                name: (skill.manifest.description, skill.manifest.utterances)
+                for name, skill in (self.skills if skills is None else skills).items()
+            }
+        )
+        return controller
+
+    def runner(self, digests: Mapping[str, str] | None = None) -> Runner:
+        """A runner with the skills served now, or (to resume) those of the given digests.
+
+        Raises `InputError` when a digest's copy is no longer there.
+        """
+        from agentkit.step import Runner
+
+        skills = (
+            dict(self.skills)
+            if digests is None
+            else {name: self.store.get(digest, name) for name, digest in digests.items()}
+        )
+        return Runner(
+            skills,
+            engine=self.engine,
+            controller=self.controller(skills),
+            retriever=self.retriever,
+            documents=self.documents,
+            settings=self.settings,
+        )
+
+    # ------------------------------------------------------------ workflows
+
+    def compile(
+        self,
+        spec: WorkflowSpec,
+        *,
+        folder: Path | None = None,
+        digests: Mapping[str, str] | None = None,
+    ) -> CompiledWorkflow:
+        """A workflow bound to this kit. Paths in its defaults count from `folder`."""
+        from agentkit.workflow.compile import compile_workflow
+
+        return compile_workflow(
+            spec,
+            self.runner(digests),
+            self.documents,
+            readers={
+                "document": lambda place: self._document(place, folder),
+                "playbook": lambda place: self._playbook(place, folder),
+            },
+        )
+
+    def read(self, path: Path) -> Document:
+        """The document in a file, kept in the document store. Raises `DocumentError`."""
+        document = load_document(path, settings=self.settings)
+        self.documents.put(document)
+        return document
+
+    def _document(self, place: str | Path, folder: Path | None) -> Document:
+        return self.read(_found(place, folder))
+
+    @staticmethod
+    def _playbook(place: str | Path, folder: Path | None) -> Json:
+        return load_playbook(_found(place, folder)).to_json()
+
+
+def _found(place: str | Path, folder: Path | None) -> Path:
+    """A path as given from here, or else beside the workflow (where its defaults lie)."""
+    path = Path(place)
+    try:
+        if not path.is_absolute() and folder is not None and not path.exists():
+            beside = folder / path
+            return beside if beside.exists() else path
+    except (OSError, ValueError) as error:
+        raise InputError("not a path", where=str(place)[:200]) from error
+    return path

@@ -1,0 +1,302 @@
+"""Completions to a skill's output: every quote copied from the document, every value checked.
+
+The model never spells a quote. A task head scores numbered spans and tokens; a generating skill
+answers with span numbers wherever its output schema says `x-quote: true`. The words and their
+offsets are then taken from the document, so a quote cannot be wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from jsonschema import Draft202012Validator
+
+from agentkit.errors import InputError, OutputError
+from agentkit.skill.manifest import ChoiceAnswer, Manifest, MarksAnswer, SpanLabel
+from agentkit.types import Completion, EncodedPrompt, Json, PromptSpan, Reading
+
+QUOTE = "x-quote"
+TOKEN_RUN = 0.25
+"""A token belongs to a run from this probability on; the run's mean is its score."""
+
+Answered = tuple[EncodedPrompt, Completion]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A labelled stretch of a document."""
+
+    label: str
+    start: int
+    end: int
+    quote: str
+    score: float
+
+
+def check_input(manifest: Manifest, input: Json) -> None:
+    """Raise `InputError` unless `input` meets the skill's input schema."""
+    if problem := _problem(manifest.input, input):
+        raise InputError(
+            f"the input does not fit: {problem}",
+            where=f"skill {manifest.name}",
+            hint=f"`agentkit skills show {manifest.name}` prints what it takes",
+        )
+
+
+def fits(manifest: Manifest, input: Json) -> bool:
+    """Whether `input` meets the skill's input schema; a skill that takes a text takes anything."""
+    return manifest.input.get("type") == "string" or _problem(manifest.input, input) is None
+
+
+def generation_schema(manifest: Manifest, spans: int) -> dict[str, Json] | None:
+    """The schema that generation is constrained to; None for free text.
+
+    Where the output holds a quote the model writes the number of one of the prompt's spans.
+    """
+    if manifest.output.get("type") == "string" and not _bounded(manifest.output):
+        return None
+    narrowed: dict[str, Json] = _narrow(manifest.output, spans)
+    return narrowed
+
+
+def to_output(manifest: Manifest, answers: Sequence[Answered], *, all_scores: bool = False) -> Json:
+    """The output of a skill from what the engine gave for each of its prompts.
+
+    `all_scores` lowers every threshold to zero. Raises `OutputError` when the output does not meet
+    the skill's output schema.
+    """
+    answer = manifest.answer
+    output: Json
+    if isinstance(answer, MarksAnswer):
+        output = _marks_output(answer, answers, all_scores)
+    elif isinstance(answer, ChoiceAnswer):
+        output = _choice_output(answer, answers, all_scores)
+    else:
+        output = _written_output(manifest, answers[0])
+    if problem := _problem(manifest.output, output):
+        raise OutputError(
+            f"the answer does not meet the output schema: {problem}",
+            where=f"skill {manifest.name}",
+        )
+    return output
+
+
+# ---------------------------------------------------------------- written answers
+
+
+def _written_output(manifest: Manifest, answered: Answered) -> Json:
+    encoded, completion = answered
+    text = completion.text or ""
+    if generation_schema(manifest, max(1, len(encoded.prompt.spans))) is None:
+        return text.strip()
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise OutputError(
+            f"the answer is not JSON: {error.msg}", where=f"skill {manifest.name}"
+        ) from error
+    return _quoted(manifest.output, value, encoded.prompt.spans)
+
+
+def _bounded(schema: Mapping[str, Json]) -> bool:
+    return bool({"enum", "const", "pattern", "maxLength", "minLength"} & set(schema))
+
+
+def _narrow(schema: Json, spans: int) -> Any:
+    if isinstance(schema, Mapping):
+        if schema.get(QUOTE) is True:
+            return {"type": "integer", "minimum": 1, "maximum": max(1, spans)}
+        return {key: _narrow(value, spans) for key, value in schema.items()}
+    if isinstance(schema, list):
+        return [_narrow(value, spans) for value in schema]
+    return schema
+
+
+def _quoted(schema: Json, value: Json, spans: Sequence[PromptSpan]) -> Json:
+    """`value` with span numbers replaced by the spans' words and offsets."""
+    if not isinstance(schema, Mapping):
+        return value
+    if schema.get(QUOTE) is True and isinstance(value, int):
+        if not 1 <= value <= len(spans):
+            raise OutputError(f"span {value} is quoted, but the document shows {len(spans)}")
+        span = spans[value - 1]
+        return {"quote": span.text, "start": span.start, "end": span.end}
+    if isinstance(value, dict):
+        parts = schema.get("properties", {})
+        return {key: _quoted(parts.get(key), item, spans) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_quoted(schema.get("items"), item, spans) for item in value]
+    return value
+
+
+# ---------------------------------------------------------------- choices
+
+
+def _choice_output(answer: ChoiceAnswer, answers: Sequence[Answered], all_scores: bool) -> Json:
+    scored = [_probabilities(answer, completion) for _, completion in answers]
+    silent = [answer.choices.index(name) for name in answer.no_evidence]
+    # Of several windows the one decides that speaks of the question most.
+    chosen = max(range(len(scored)), key=lambda at: 1.0 - float(scored[at][silent].sum()))
+    encoded, completion = answers[chosen]
+    best = int(scored[chosen].argmax())
+    output: dict[str, Json] = {
+        answer.field: answer.choices[best],
+        "score": round(float(scored[chosen][best]), 4),
+    }
+    if answer.evidence_field:
+        evidence: list[Json] = []
+        reading = completion.reading
+        speaks = all_scores or answer.choices[best] not in answer.no_evidence
+        if speaks and reading is not None and reading.evidence is not None:
+            evidence = _evidence(answer, encoded, reading.evidence, all_scores)
+        output[answer.evidence_field] = evidence
+    return output
+
+
+def _probabilities(answer: ChoiceAnswer, completion: Completion) -> Any:
+    if completion.reading is not None and completion.reading.choices is not None:
+        return completion.reading.choices
+    given = completion.choices or {}
+    return np.array([given.get(name, 0.0) for name in answer.choices], dtype=np.float32)
+
+
+def _evidence(
+    answer: ChoiceAnswer, encoded: EncodedPrompt, scores: Any, all_scores: bool
+) -> list[Json]:
+    """The best spans above the threshold, in document order; at least the best one."""
+    order = [int(at) for at in np.argsort(-scores, kind="stable")]
+    least = 0.0 if all_scores else answer.evidence_threshold
+    kept = [at for at in order if scores[at] >= least] or order[:1]
+    if not all_scores:
+        kept = kept[: answer.evidence_limit]
+    spans = encoded.prompt.spans
+    return [
+        {
+            "quote": spans[at].text,
+            "start": spans[at].start,
+            "end": spans[at].end,
+            "score": round(float(scores[at]), 4),
+        }
+        for at in sorted(kept, key=lambda at: spans[at].start)
+    ]
+
+
+# ---------------------------------------------------------------- marks
+
+
+def _marks_output(answer: MarksAnswer, answers: Sequence[Answered], all_scores: bool) -> Json:
+    marks: list[Mark] = []
+    for encoded, completion in answers:
+        if completion.reading is not None:
+            marks += _window_marks(answer, encoded, completion.reading, all_scores)
+    kept = []
+    for label in answer.labels:
+        own = sorted((m for m in marks if m.label == label.name), key=lambda m: -m.score)
+        kept += own if all_scores else own[: label.limit]
+    kept.sort(key=lambda mark: (mark.start, mark.end, mark.label))
+    return {
+        field: [
+            {
+                spec.label_key: mark.label,
+                spec.quote_key: mark.quote,
+                "start": mark.start,
+                "end": mark.end,
+                "score": round(mark.score, 4),
+            }
+            for mark in kept
+            if spec.labels is None or mark.label in spec.labels
+        ]
+        for field, spec in answer.fields.items()
+    }
+
+
+def _window_marks(
+    answer: MarksAnswer, encoded: EncodedPrompt, reading: Reading, all_scores: bool
+) -> Iterator[Mark]:
+    whole = [label for label in answer.labels if label.unit == "sentence"]
+    inner = [label for label in answer.labels if label.unit == "token"]
+    if reading.span_labels is not None:
+        for column, label in enumerate(whole):
+            scores = reading.span_labels[:, column]
+            for at in np.flatnonzero(scores >= (0.0 if all_scores else label.threshold)):
+                span = encoded.prompt.spans[int(at)]
+                yield Mark(label.name, span.start, span.end, span.text, float(scores[at]))
+    if reading.token_labels is not None:
+        for column, label in enumerate(inner):
+            yield from _runs(encoded, reading.token_labels[:, column], label, all_scores)
+
+
+def _runs(
+    encoded: EncodedPrompt, scores: Any, label: SpanLabel, all_scores: bool
+) -> Iterator[Mark]:
+    """Unbroken runs of likely tokens within one span."""
+    least = 0.0 if all_scores else label.threshold
+    ends = list(encoded.span_ends)
+    run: list[int] = []
+    for at in [*(int(i) for i in np.flatnonzero(scores >= TOKEN_RUN)), -1]:
+        if run and (
+            at != run[-1] + 1 or _span_of(encoded, ends, at) != _span_of(encoded, ends, run[0])
+        ):
+            mark = _run_mark(encoded, ends, scores, label, run)
+            if mark is not None and mark.score >= least:
+                yield mark
+            run = []
+        run.append(at)
+
+
+def _span_of(encoded: EncodedPrompt, ends: Sequence[int], at: int) -> int:
+    return int(np.searchsorted(ends, encoded.token_offsets[at][0]))
+
+
+def _run_mark(
+    encoded: EncodedPrompt, ends: Sequence[int], scores: Any, label: SpanLabel, run: Sequence[int]
+) -> Mark | None:
+    span = encoded.prompt.spans[_span_of(encoded, ends, run[0])]
+    start, end = encoded.token_offsets[run[0]][1], encoded.token_offsets[run[-1]][2]
+    quote = span.text[start - span.start : end - span.start]
+    inner = quote.strip(" \t\r\n\f\v,;:()[]\"'“”‘’")
+    if not inner:
+        return None
+    start += quote.index(inner)
+    return Mark(label.name, start, start + len(inner), inner, float(np.mean(scores[list(run)])))
+
+
+# ---------------------------------------------------------------- schemas
+
+
+@lru_cache(maxsize=128)
+def _validator(schema: str) -> Draft202012Validator:
+    return Draft202012Validator(json.loads(schema))
+
+
+def _problem(schema: Mapping[str, Json], value: Json) -> str | None:
+    """The first thing wrong with a value, with its place, or None."""
+    validator = _validator(json.dumps(_narrow_quotes(schema), sort_keys=True))
+    for error in validator.iter_errors(value):
+        place = "/".join(str(part) for part in error.absolute_path)
+        return f"{place}: {error.message[:300]}" if place else error.message[:300]
+    return None
+
+
+def _narrow_quotes(schema: Json) -> Json:
+    """The schema with quotes as what they are once the words are filled in."""
+    if isinstance(schema, Mapping):
+        if schema.get(QUOTE) is True:
+            return {
+                "type": "object",
+                "required": ["quote", "start", "end"],
+                "properties": {
+                    "quote": {"type": "string"},
+                    "start": {"type": "integer"},
+                    "end": {"type": "integer"},
+                },
+            }
+        return {key: _narrow_quotes(value) for key, value in schema.items()}
+    if isinstance(schema, list):
+        return [_narrow_quotes(value) for value in schema]
+    return schema
