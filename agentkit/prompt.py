@@ -66,7 +66,7 @@ def render(template: str, input: Json, *, where: str) -> str:
     """A Jinja template of a skill over its input: `input` is all of it, its keys are names too."""
     names = dict(input) if isinstance(input, Mapping) else {}
     try:
-        return _compile(template).render({**names, "input": input})
+        return str(_compile(template).render({**names, "input": input}))
     except TemplateError as error:
         raise SkillError(
             f"prompt template failed: {error.message}",

@@ -8,30 +8,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from concurrent.futures import Future, as_completed
+from dataclasses import dataclass, field
 
-from agentkit.engine.engine import Engine
+from agentkit.context import EXCERPT_CHARS, ContextBuilder
+from agentkit.engine.engine import Engine, outcome_of
 from agentkit.errors import AgentkitError, InputError, RouteError
 from agentkit.output import Answered, check_input, fits, generation_schema, to_output
 from agentkit.prompt import (
     build_prompt,
-    number_spans,
-    render,
-    renumber,
     skill_prompt,
-    span_lengths,
-    windows,
 )
-from agentkit.retrieval.chunking import chunk_id
 from agentkit.retrieval.loaders import document_from_text
 from agentkit.retrieval.retriever import Retriever
 from agentkit.routing.controller import Controller
 from agentkit.settings import Settings
 from agentkit.skill.folder import Skill
-from agentkit.skill.manifest import ChoiceAnswer, GenerateAnswer, Manifest
+from agentkit.skill.manifest import ChoiceAnswer, GenerateAnswer
 from agentkit.types import (
     Citation,
-    ContextSpec,
+    Completion,
     Document,
     DocumentStore,
     EncodedPrompt,
@@ -48,7 +44,6 @@ from agentkit.types import (
 )
 
 BASE, AUTO, HUMAN, FAIL = "base", "auto", "human", "fail"
-EXCERPT_CHARS = 400
 _REFERENCE = "$document"
 
 
@@ -85,9 +80,8 @@ class Runner:
         self._skills = dict(skills)
         self._engine = engine
         self._controller = controller
-        self._retriever = retriever
         self._documents = documents
-        self._settings = settings
+        self._context = ContextBuilder(engine, retriever, settings)
 
     @property
     def skills(self) -> Mapping[str, Skill]:
@@ -96,30 +90,43 @@ class Runner:
 
     def run(self, calls: Sequence[StepCall]) -> list[StepResult | Exception]:
         """Results in the order of the calls; a call that failed has its error in its place."""
+        results = dict(self.stream(calls))
+        return [results[place] for place in range(len(calls))]
+
+    def stream(self, calls: Sequence[StepCall]) -> Iterator[tuple[int, StepResult | Exception]]:
+        """Each result with its call's place, as soon as it is there."""
         began = time.perf_counter()
-        prepared = [self._prepare(call, route) for call, route in self._routed(calls)]
-        requests = [r for p in prepared if isinstance(p, _Prepared) for r in p.requests]
-        completions = iter(self._engine.run(requests))
-        results: list[StepResult | Exception] = []
-        for one in prepared:
+        waiting: dict[Future[Completion], int] = {}
+        prepared: dict[int, _Prepared] = {}
+        asked: dict[int, list[Future[Completion]]] = {}
+        for place, (call, route) in enumerate(self._routed(calls)):
+            one = self._prepare(call, route)
             if isinstance(one, Exception):
-                results.append(one)
+                yield place, one
                 continue
-            given = [next(completions) for _ in one.requests]
-            failed = next((c for c in given if isinstance(c, Exception)), None)
-            if failed is not None:
-                results.append(failed)
-                continue
-            answers = [
-                (encoded, completion)
-                for encoded, completion in zip(one.encoded, given, strict=True)
-                if not isinstance(completion, Exception)
-            ]
-            results.append(self._finish(one, answers))
-        share = (time.perf_counter() - began) / max(1, len(calls))
-        return [
-            replace(r, seconds=round(share, 4)) if isinstance(r, StepResult) else r for r in results
-        ]
+            prepared[place] = one
+        # Given to the engine together, so that it can batch them.
+        flat = [(place, r) for place, one in prepared.items() for r in one.requests]
+        for (place, _), future in zip(
+            flat, self._engine.submit_all([r for _, r in flat]), strict=True
+        ):
+            asked.setdefault(place, []).append(future)
+            waiting[future] = place
+        left = {place: len(one.requests) for place, one in prepared.items()}
+        since = began
+        try:
+            for place in [place for place, count in left.items() if count == 0]:
+                yield place, self._finish(prepared[place], [], 0.0)
+            for future in as_completed(waiting):
+                place = waiting[future]
+                left[place] -= 1
+                if left[place] == 0:
+                    now = time.perf_counter()
+                    yield place, self._settle(prepared[place], asked[place], now - since)
+                    since = now
+        finally:
+            for future in waiting:
+                future.cancel()
 
     # ------------------------------------------------------------ route
 
@@ -210,7 +217,7 @@ class Runner:
         check_input(manifest, input)
         shown: list[tuple[PromptSpan, ...]] = [()]
         if document is not None or call.context is not None:
-            shown, one.citations = self._context(call, manifest, input, document)
+            shown, one.citations = self._context.of_skill(manifest, input, document, call.context)
         for spans in shown:
             prompt = skill_prompt(self._engine.frame, manifest, input, spans)
             encoded = self._encode(prompt, call)
@@ -226,9 +233,7 @@ class Runner:
         spans: tuple[PromptSpan, ...] = ()
         if document is not None:
             query = call.instruction or question or document.text[:EXCERPT_CHARS]
-            spans, one.citations = self._excerpts(
-                document, query, top_k=24, budget=self._settings.excerpt_budget
-            )
+            spans, one.citations = self._context.excerpts(document, query)
         prompt = build_prompt(
             self._engine.frame, instructions=call.instruction, question=question, spans=spans
         )
@@ -258,64 +263,22 @@ class Runner:
         plain[str(field)] = document.text
         return document, plain
 
-    def _context(
-        self, call: StepCall, manifest: Manifest, input: Json, document: Document | None
-    ) -> tuple[list[tuple[PromptSpan, ...]], tuple[Citation, ...]]:
-        """The numbered spans of each prompt, and the citations that say where they come from."""
-        spec = call.context or ContextSpec()
-        defaults = manifest.retrieval
-        mode = defaults.mode if spec.mode == "auto" else spec.mode
-        query = spec.query or render(
-            defaults.query or manifest.prompt.question, input, where=f"skill {manifest.name}"
-        )
-        top_k = spec.top_k or defaults.top_k
-        budget = spec.budget or defaults.budget or self._settings.excerpt_budget
-        standing = self._standing(spec, query, top_k, budget)
-        if document is None or mode == "none":
-            return [renumber(_spans_of(standing))], standing
-        spans = number_spans(document)
-        lengths = span_lengths(self._engine.tokenizer, spans)
-        window = defaults.window or self._settings.document_window
-        if mode == "auto":
-            mode = "whole" if sum(lengths) <= window else "excerpts"
-        if mode == "windows":
-            shown = windows(spans, lengths, window)
-            return shown or [()], tuple(_whole(document, piece) for piece in shown)
-        if mode == "whole":
-            chosen = spans
-            citations: tuple[Citation, ...] = (_whole(document, spans),) if spans else ()
-        else:
-            chosen, citations = self._excerpts(document, query, top_k=top_k, budget=budget)
-        return [renumber([*chosen, *_spans_of(standing)])], (*citations, *standing)
-
-    def _standing(
-        self, spec: ContextSpec, query: str, top_k: int, budget: int
-    ) -> tuple[Citation, ...]:
-        if spec.index == "document":
-            return ()
-        return self._retriever.search_index(
-            spec.index,
-            query,
-            top_k=top_k,
-            budget_tokens=budget,
-            count_tokens=self._engine.count_tokens,
-        )
-
-    def _excerpts(
-        self, document: Document, query: str, *, top_k: int, budget: int
-    ) -> tuple[tuple[PromptSpan, ...], tuple[Citation, ...]]:
-        citations = self._retriever.excerpts(
-            document,
-            query,
-            top_k=top_k,
-            budget_tokens=budget,
-            count_tokens=self._engine.count_tokens,
-        )
-        return renumber(_spans_of(citations)), citations
-
     # ------------------------------------------------------------ validate
 
-    def _finish(self, one: _Prepared, answers: Sequence[Answered]) -> StepResult | Exception:
+    def _settle(
+        self, one: _Prepared, futures: Sequence[Future[Completion]], seconds: float
+    ) -> StepResult | Exception:
+        answers: list[Answered] = []
+        for encoded, future in zip(one.encoded, futures, strict=True):
+            outcome = outcome_of(future)
+            if isinstance(outcome, Exception):
+                return outcome
+            answers.append((encoded, outcome))
+        return self._finish(one, answers, seconds)
+
+    def _finish(
+        self, one: _Prepared, answers: Sequence[Answered], seconds: float
+    ) -> StepResult | Exception:
         usage = Usage()
         for _, completion in answers:
             usage = usage + completion.usage
@@ -336,6 +299,7 @@ class Runner:
             digest=one.skill.digest if one.skill else None,
             citations=one.citations,
             usage=usage,
+            seconds=round(seconds, 4),
             item=one.call.item,
             needs_human=one.waits,
         )
@@ -376,24 +340,3 @@ def _request(skill: Skill, encoded: EncodedPrompt) -> Request:
     if isinstance(answer, ChoiceAnswer) and answer.scoring == "likelihood":
         return Request(encoded, adapter=skill.digest, choices=answer.choices)
     return Request(encoded, adapter=skill.digest, read=True)
-
-
-def _spans_of(citations: Sequence[Citation]) -> list[PromptSpan]:
-    return [
-        PromptSpan(number, c.document, c.start, c.end, c.text)
-        for number, c in enumerate(citations, start=1)
-    ]
-
-
-def _whole(document: Document, spans: Sequence[PromptSpan]) -> Citation:
-    """The stretch from the first of the spans to the last, as one citation."""
-    start, end = spans[0].start, spans[-1].end
-    return Citation(
-        chunk=chunk_id(document.digest, start, end),
-        document=document.digest,
-        start=start,
-        end=end,
-        text=document.text[start:end],
-        score=1.0,
-        source=document.source,
-    )

@@ -194,17 +194,18 @@ class Engine:
 
         Cancelling the future stops the work at the next token.
         """
-        return self._submit([request])[0]
+        return self.submit_all([request])[0]
 
     def run(self, requests: Sequence[Request]) -> list[Completion | Exception]:
         """Completions in the order of the requests, batched; an error stands in its own place."""
-        return [_outcome(future) for future in self._submit(requests)]
+        return [outcome_of(future) for future in self.submit_all(requests)]
 
     def stream(self, request: Request) -> TextStream:
         """The text of an answer, piece by piece; `close()` on the iterator stops the answer."""
         return TextStream(self, request)
 
-    def _submit(self, requests: Sequence[Request]) -> list[Future[Completion]]:
+    def submit_all(self, requests: Sequence[Request]) -> list[Future[Completion]]:
+        """Like `submit`, for requests that may be computed together."""
         futures: list[Future[Completion]] = []
         jobs = []
         for request in requests:
@@ -319,13 +320,14 @@ class TextStream(Iterator[str]):
 
     def completion(self) -> Completion:
         """The whole answer, once it is there; raises what went wrong."""
-        outcome = _outcome(self._future)
+        outcome = outcome_of(self._future)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
 
-def _outcome(future: Future[Completion]) -> Completion | Exception:
+def outcome_of(future: Future[Completion]) -> Completion | Exception:
+    """What a future holds, once it does: its completion, or its error as agentkit's own."""
     try:
         error = future.exception()
     except FutureCancelled as cause:

@@ -5,7 +5,7 @@ skill's rows. Texts stay where they are: nothing of a data set is copied into th
 
 | id | data set | licence | a record |
 |---|---|---|---|
-| contract_nli | ContractNLI (Koreeda and Manning, 2021) | CC BY 4.0 | document, hypothesis, label, evidence |
+| contract_nli | ContractNLI (Koreeda and Manning, 2021) | CC BY 4.0 | document, hypothesis, label |
 | cuad | CUAD v1 (The Atticus Project) | CC BY 4.0 | document, labels |
 | cuad_clauses | the same, a clause each | CC BY 4.0 | clause, category |
 | tosdr | ToS;DR | CC BY-SA 3.0 | quote, statement, rating |

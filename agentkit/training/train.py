@@ -96,13 +96,14 @@ def train_skill(
         f"{len(split.tuning)} rows to tune on"
     )
 
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         backbone,
         dtype=getattr(torch, spec.dtype),
         trust_remote_code=False,
         use_safetensors=True,
         local_files_only=True,
-    ).eval()
+    )
+    model.train(False)
     use_block_attention(model)
     decoder, hidden = model.model, int(model.config.hidden_size)
     adapted = spec.layer_range(int(model.config.num_hidden_layers))

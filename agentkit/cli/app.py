@@ -1,0 +1,90 @@
+"""The command tree and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+import typer
+from rich.markup import escape
+from typer.exceptions import TyperException
+
+from agentkit.cli import data, models, runs, skills, training, workflows
+from agentkit.cli.output import stderr
+from agentkit.errors import AgentkitError
+
+INTERRUPTED = 130
+BAD_INPUT = 2
+
+app = typer.Typer(
+    name="agentkit",
+    help="Many narrow, measured skills out of one small open model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+workflows.register(app)
+data.register(app)
+training.register(app)
+app.add_typer(skills.app, name="skills")
+app.add_typer(models.app, name="models")
+app.add_typer(runs.app, name="runs")
+
+
+def _version(value: bool) -> None:
+    if value:
+        from agentkit import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version.", callback=_version, is_eager=True
+    ),
+) -> None:
+    """Many narrow, measured skills out of one small open model."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The exit code of a command line."""
+    _quiet()
+    try:
+        result = app(list(arguments) or ["--help"], standalone_mode=False)
+    except typer.Exit as exit_:
+        return exit_.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        stderr.print("interrupted; a run that had begun is listed by: agentkit runs ls")
+        return INTERRUPTED
+    except TyperException as error:
+        stderr.print(f"[bold red]error[/] {escape(error.format_message())}", highlight=False)
+        return BAD_INPUT
+    except AgentkitError as error:
+        stderr.print(f"[bold red]error[/] {escape(str(error))}", highlight=False)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader of stdout has gone; nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return result if isinstance(result, int) else 0
+
+
+def _quiet() -> None:
+    """Keep libraries' chatter and progress bars off the terminal."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    warnings.filterwarnings("ignore")
+    logging.getLogger("agentkit").addHandler(_Warnings())
+
+
+class _Warnings(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        stderr.print(f"[yellow]{record.levelname.lower()}[/] {record.getMessage()}")

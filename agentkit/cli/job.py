@@ -1,0 +1,230 @@
+"""A workflow over one document or many, with progress, and its reports."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from agentkit.cli.output import stderr
+from agentkit.errors import AgentkitError, InputError
+from agentkit.kit import Kit
+from agentkit.report import Report, build_report, write_report
+from agentkit.types import Json
+from agentkit.workflow.graph import to_mermaid, to_svg
+from agentkit.workflow.run import Event, RunOutcome, start
+from agentkit.workflow.spec import WorkflowSpec
+
+SOME_FAILED = 3
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_REFERENCE = "$document"
+
+
+class Job:
+    """One workflow bound to a kit, run any number of times."""
+
+    def __init__(self, kit: Kit, spec: WorkflowSpec, folder: Path, out: Path | None) -> None:
+        self._kit = kit
+        self._spec = spec
+        self._out = out
+        with stderr.status("loading the backbone"):
+            self._compiled = kit.compile(spec, folder=folder)
+
+    def one(self, inputs: Mapping[str, Json], out: Path | None) -> tuple[int, Json | None]:
+        """Run once; returns the exit code and the report's JSON (the outputs, if no document)."""
+        skills = {name: skill.digest for name, skill in self._kit.skills.items()}
+        with _Display(self._spec) as display:
+            outcome = start(
+                self._compiled,
+                inputs,
+                store=self._kit.runs,
+                skills=skills,
+                backbone=self._kit.engine.fingerprint,
+                on_event=display.show,
+            )
+        if outcome.error is not None:
+            raise outcome.error
+        if outcome.status == "waiting":
+            stderr.print(f"run {outcome.id} waits for a person: agentkit runs show {outcome.id}")
+            return 0, {"run": outcome.id, "waiting": list(outcome.waiting)}
+        return self._report(outcome, out)
+
+    def many(self, rows: Path) -> int:
+        """Run for every row, one folder per id; one that fails does not stop the others."""
+        if self._out is None:
+            raise InputError("--input-jsonl needs --out", where="agentkit run")
+        failed = 0
+        entries = read_rows(rows)
+        for number, (name, inputs) in enumerate(entries, start=1):
+            stderr.print(f"[bold]{name}[/] ({number}/{len(entries)})", highlight=False)
+            try:
+                code, _ = self.one(typed(self._spec, inputs), self._out / name)
+            except AgentkitError as error:
+                stderr.print(f"failed {name}: {error}", markup=False, style="red")
+                code = 1
+            failed += code != 0
+        stderr.print(f"{len(entries) - failed} of {len(entries)} done", highlight=False)
+        if failed:
+            return 1 if failed == len(entries) else SOME_FAILED
+        return 0
+
+    def _report(self, outcome: RunOutcome, out: Path | None) -> tuple[int, Json]:
+        record = self._kit.runs.show(outcome.id)
+        reference = next(
+            (v for v in record.inputs.values() if isinstance(v, Mapping) and _REFERENCE in v), None
+        )
+        if reference is None:
+            return 0, {"run": outcome.id, "outputs": dict(outcome.outputs)}
+        document = self._kit.documents.get(str(reference[_REFERENCE]))
+        report = build_report(outcome.outputs, document, run_of(outcome, record))
+        if out is not None:
+            files = write_report(
+                report,
+                document,
+                out,
+                graph_svg=to_svg(self._spec),
+                mermaid=to_mermaid(self._spec),
+            )
+            _summary(report, files)
+        return 0, report.as_json()
+
+
+def run_of(outcome: RunOutcome, record: Any) -> dict[str, Json]:
+    """What a report says of its run: time and tokens per step, routes, and what failed."""
+    seconds: dict[str, float] = defaultdict(float)
+    tokens = {"prompt": 0, "completion": 0, "cached": 0}
+    routes = []
+    for step, entry in outcome.steps.items():
+        records = entry if isinstance(entry, list) else [entry]
+        for one in records:
+            if one is None:
+                continue
+            seconds[step] += float(one["seconds"])
+            for key in tokens:
+                tokens[key] += int(one["usage"][f"{key}_tokens"])
+            if one["route"] is not None:
+                routes.append(
+                    {"step": step, "item": one.get("index"), **one["route"]}
+                    | {"skill": one["skill"], "digest": one["digest"]}
+                )
+    return {
+        "id": outcome.id,
+        "workflow": record.workflow,
+        "backbone": record.backbone,
+        "skills": dict(record.skills),
+        "seconds": {step: round(value, 3) for step, value in seconds.items()},
+        "tokens": tokens,
+        "routes": routes,
+        "warnings": [f"{step} {item}: {error}" for step, item, error in outcome.failures],
+    }
+
+
+def typed(spec: WorkflowSpec, given: Mapping[str, Json]) -> dict[str, Json]:
+    """Inputs given as text, as the types that the workflow declares. Raises `InputError`."""
+    values: dict[str, Json] = {}
+    for name, value in given.items():
+        kind = spec.inputs[name].type if name in spec.inputs else "text"
+        if isinstance(value, str) and kind in ("number", "boolean", "json", "list"):
+            try:
+                value = json.loads(value)
+            except json.JSONDecodeError as error:
+                raise InputError(
+                    f"input {name!r} must be a {kind}, written as JSON: {error.msg}",
+                    where=f"--input {name}",
+                ) from error
+        values[name] = value
+    return values
+
+
+def read_rows(path: Path) -> list[tuple[str, Mapping[str, Json]]]:
+    """Rows `{"id", "inputs"}` of a JSONL file. Raises `InputError` naming file and line."""
+    rows: list[tuple[str, Mapping[str, Json]]] = []
+    seen: set[str] = set()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("cannot read it", where=str(path)) from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"not valid JSON: {error.msg}", where=where) from error
+        if not isinstance(row, dict) or not isinstance(row.get("inputs"), dict):
+            raise InputError('a row is {"id": ..., "inputs": {...}}', where=where)
+        name = str(row.get("id", ""))
+        if not _ID.fullmatch(name) or name in seen:
+            raise InputError(
+                f"{name!r} is not an id of its own",
+                where=where,
+                hint="an id names a folder: letters, digits, dot, dash, underscore",
+            )
+        seen.add(name)
+        rows.append((name, row["inputs"]))
+    if not rows:
+        raise InputError("no rows", where=str(path))
+    return rows
+
+
+class _Display:
+    """Progress of a run, a line per step. Stateful: follows the run's events."""
+
+    def __init__(self, spec: WorkflowSpec) -> None:
+        self._spec = spec
+        self._progress = Progress(
+            SpinnerColumn(finished_text="[green]✓[/]"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=stderr,
+        )
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> _Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, event: Event) -> None:
+        if event.step is None:
+            return
+        if event.step not in self._tasks:
+            self._tasks[event.step] = self._progress.add_task(event.step, total=1, note="")
+        task = self._tasks[event.step]
+        if event.kind == "step_started":
+            self._progress.update(task, total=event.total or 1, completed=0)
+        elif event.kind == "item_done":
+            self._progress.advance(task)
+        elif event.kind == "step_skipped":
+            self._progress.update(task, completed=1, total=1, note="skipped")
+        elif event.kind == "step_finished":
+            total = self._progress.tasks[self._tasks_index(task)].total
+            note = f"{event.skill or ''}" + (f" {event.failed} failed" if event.failed else "")
+            self._progress.update(task, completed=total, note=note)
+
+    def _tasks_index(self, task: Any) -> int:
+        return [t.id for t in self._progress.tasks].index(task)
+
+
+def _summary(report: Report, files: Mapping[str, Path]) -> None:
+    verdicts: dict[str, int] = defaultdict(int)
+    for review in report.reviews:
+        verdicts[review.verdict] += 1
+    said = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
+    stderr.print(
+        f"{len(report.facts)} facts, {len(report.clauses)} clauses, "
+        f"{len(report.reviews)} rules ({said or 'none'}), {len(report.findings)} findings",
+        highlight=False,
+    )
+    for path in files.values():
+        print(path)

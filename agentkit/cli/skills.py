@@ -1,0 +1,108 @@
+"""`agentkit skills`: what is installed, and whether a folder is sound."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agentkit.cli.options import AsJson, Set, Skills, settings_from
+from agentkit.cli.output import print_json, print_table, stderr
+from agentkit.errors import InputError, SkillError
+
+app = typer.Typer(help="Installed skills and skill folders.", no_args_is_help=True)
+
+
+@app.command("ls")
+def list_(skills: Skills = None, set_: Set = None, as_json: AsJson = False) -> None:
+    """List the skills, and the folders that were set aside with the reason."""
+    from agentkit.kit import Kit
+
+    with Kit(settings_from(set_), skills=skills or ()) as kit:
+        snapshot = kit.registry.snapshot
+    for path, reason in snapshot.rejected.items():
+        stderr.print(f"set aside {path}: {reason}", markup=False, highlight=False)
+    for note in snapshot.notes:
+        stderr.print(f"note: {note}", markup=False, highlight=False)
+    if as_json:
+        print_json(
+            {
+                "skills": [
+                    {
+                        "name": s.name,
+                        "description": s.manifest.description,
+                        "version": s.manifest.version,
+                        "digest": s.digest,
+                    }
+                    for s in snapshot.skills.values()
+                ],
+                "rejected": {str(path): reason for path, reason in snapshot.rejected.items()},
+            }
+        )
+        return
+    print_table(
+        ("name", "answers by", "digest", "description"),
+        [
+            (s.name, s.manifest.answer.kind, s.digest[:12], s.manifest.description)
+            for s in snapshot.skills.values()
+        ],
+    )
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A skill's name.")],
+    skills: Skills = None,
+    set_: Set = None,
+) -> None:
+    """Print a skill's manifest, digest and measured figures as JSON."""
+    from agentkit.kit import Kit
+
+    with Kit(settings_from(set_), skills=skills or ()) as kit:
+        found = kit.skills
+    if name not in found:
+        raise InputError(f"there is no skill {name!r}", hint=f"installed: {', '.join(found)}")
+    skill = found[name]
+    metrics = skill.path / "metrics.json"
+    print_json(
+        {
+            **skill.manifest.model_dump(mode="json", exclude_defaults=True),
+            "digest": skill.digest,
+            "warnings": list(skill.warnings),
+            "metrics": json.loads(metrics.read_text("utf-8")) if metrics.is_file() else None,
+        }
+    )
+
+
+@app.command()
+def check(
+    folders: Annotated[list[Path], typer.Argument(help="Skill folders.")],
+    load: Annotated[
+        bool, typer.Option(help="Also load the adapter onto the backbone and try it.")
+    ] = False,
+    set_: Set = None,
+) -> None:
+    """Check skill folders: names, schemas, adapter files, and with --load the adapter at work."""
+    from agentkit.adapters.weights import check_adapter
+    from agentkit.kit import Kit
+    from agentkit.skill.folder import load_skill
+
+    bad = 0
+    with Kit(settings_from(set_)) as kit:
+        for folder in folders:
+            try:
+                skill = load_skill(folder)
+                check_adapter(skill)
+                if load:
+                    kit.engine.load(skill)
+            except SkillError as error:
+                bad += 1
+                stderr.print(f"bad: {error}", markup=False, highlight=False, style="red")
+                continue
+            for warning in skill.warnings:
+                stderr.print(f"warning: {folder}: {warning}", markup=False, highlight=False)
+            typer.echo(f"{folder}: {skill.name} is sound, digest {skill.digest[:12]}")
+    if bad:
+        raise typer.Exit(SkillError.exit_code)

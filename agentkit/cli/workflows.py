@@ -1,0 +1,107 @@
+"""`agentkit run`, `validate` and `graph`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from agentkit.cli.options import AsJson, Set, Skills, pair, settings_from
+from agentkit.cli.output import print_json, stderr
+from agentkit.errors import InputError
+
+_Workflow = Annotated[Path, typer.Argument(help="A workflow file, or a shipped workflow's name.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(run)
+    app.command()(validate)
+    app.command()(graph)
+
+
+def run(
+    workflow: _Workflow,
+    input_: Annotated[
+        list[str] | None, typer.Option("--input", help="An input.", metavar="NAME=VALUE")
+    ] = None,
+    input_jsonl: Annotated[
+        Path | None,
+        typer.Option(help='Many documents: rows of {"id": ..., "inputs": {...}}.'),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the report.")] = None,
+    skills: Skills = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a workflow over a document, or over many.
+
+    Writes report.md, report.html, report.json and document.txt into --out.
+    """
+    from agentkit.cli import job
+    from agentkit.kit import Kit
+    from agentkit.workflow.spec import load_spec
+
+    if (input_jsonl is None) == (not input_):
+        raise InputError("give --input NAME=VALUE, or --input-jsonl FILE", where="agentkit run")
+    path = _found(workflow)
+    spec = load_spec(path)
+    settings = settings_from(set_)
+    with Kit(settings, skills=skills or (), progress=_tell) as kit:
+        batch = job.Job(kit, spec, path.parent, out)
+        if input_jsonl is not None:
+            code = batch.many(input_jsonl)
+        else:
+            given = dict(pair(text, "--input") for text in input_ or ())
+            code, report = batch.one(job.typed(spec, given), out)
+            if as_json and report is not None:
+                print_json(report)
+    raise typer.Exit(code)
+
+
+def validate(workflow: _Workflow, skills: Skills = None, set_: Set = None) -> None:
+    """Check a workflow file: shape, expressions, order of steps, and the skills it names."""
+    from agentkit.kit import Kit
+    from agentkit.workflow.program import validate as check
+    from agentkit.workflow.spec import load_spec
+
+    spec = load_spec(_found(workflow))
+    with Kit(settings_from(set_), skills=skills or ()) as kit:
+        check(spec, tuple(kit.skills))
+    typer.echo(f"{spec.name}: {len(spec.steps)} steps, sound")
+
+
+def graph(
+    workflow: _Workflow,
+    mermaid: Annotated[bool, typer.Option("--mermaid", help="Mermaid text (the default).")] = False,
+    svg: Annotated[bool, typer.Option("--svg", help="A picture as SVG.")] = False,
+) -> None:
+    """Print the graph of a workflow."""
+    from agentkit.workflow.graph import to_mermaid, to_svg
+    from agentkit.workflow.spec import load_spec
+
+    spec = load_spec(_found(workflow))
+    typer.echo(to_svg(spec) if svg and not mermaid else to_mermaid(spec))
+
+
+def _found(workflow: Path) -> Path:
+    """The file itself, or the shipped workflow of that name."""
+    if workflow.exists() or workflow.suffix in (".yaml", ".yml"):
+        if not workflow.exists() and (shipped := shipped_workflows() / workflow.name).exists():
+            return shipped
+        return workflow
+    for name in (f"{workflow}.yaml", f"{str(workflow).replace('-', '_')}.yaml"):
+        if (shipped := shipped_workflows() / name).is_file():
+            return shipped
+    return workflow
+
+
+def shipped_workflows() -> Path:
+    """The folder of the shipped workflows, in a wheel or in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    packed = package / "_shipped" / "workflows"
+    return packed if packed.is_dir() else package.parent / "workflows"
+
+
+def _tell(text: Any) -> None:
+    stderr.print(str(text), highlight=False, markup=False)
