@@ -54,6 +54,10 @@ class TrainSpec(_Frozen):
     packs_per_step: int = Field(default=4, ge=1)
     """Packs whose gradients are accumulated for one step of the optimiser."""
     pack_tokens: int = Field(default=2048, ge=128)
+    max_packs: int | None = Field(default=None, ge=1)
+    """For marks: at most so many packs, three in four of them for the rareness of their labels."""
+    tuning_packs: int = Field(default=64, ge=1)
+    """At most so many packs are tuned and measured on, evenly taken."""
     evidence_weight: float = Field(default=1.0, ge=0.0)
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     seed: int = 7

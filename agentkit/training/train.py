@@ -10,9 +10,11 @@ import json
 import resource
 import shutil
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -88,6 +90,7 @@ def train_skill(
     packer = Packer(tokenizer, frame_of(tokenizer), manifest, spec.pack_tokens)
     train_packs = _thin(packer.pack(split.train), manifest, spec)
     tuning_packs = packer.pack(split.tuning)
+    tuning_packs = tuning_packs[:: -(-len(tuning_packs) // spec.tuning_packs) or 1]
     if not train_packs:
         raise InputError("the training rows make no pack", where=str(skill / "train.yaml"))
     console.print(
@@ -138,12 +141,25 @@ def train_skill(
 
 
 def _thin(packs: list[Pack], manifest: Manifest, spec: TrainSpec) -> list[Pack]:
-    """For marks, keep every pack that holds a label and one in four of those that hold none."""
-    if not isinstance(manifest.answer, MarksAnswer):
+    """For marks, the packs worth their time: those with rare labels first, the rest by lot.
+
+    Most windows of a document hold no label or a common one; labels that few windows hold would
+    hardly be learnt from a plain sample of the same size.
+    """
+    if not isinstance(manifest.answer, MarksAnswer) or spec.max_packs is None:
         return packs
-    empty = [p for p in packs if not (p.span_labels or p.token_labels)]
-    dropped = {id(p) for at, p in enumerate(empty) if at % 4}
-    return [p for p in packs if id(p) not in dropped]
+    held = [
+        {("s", at) for _, at in p.span_labels} | {("t", at) for _, at in p.token_labels}
+        for p in packs
+    ]
+    counts = Counter(label for labels in held for label in labels)
+    order = list(range(len(packs)))
+    Random(spec.seed).shuffle(order)
+    rare = sorted(order, key=lambda i: min((counts[label] for label in held[i]), default=1 << 30))
+    kept = rare[: spec.max_packs * 3 // 4]
+    chosen = set(kept)
+    kept += [i for i in order if i not in chosen][: spec.max_packs - len(kept)]
+    return [packs[i] for i in sorted(kept)]
 
 
 def _lora_config(spec: TrainSpec, adapted: range) -> LoraConfig:
