@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from agentkit.types import Document, Generation, Request, StepCall, StepResult
     from agentkit.workflow.builder import Workflow
     from agentkit.workflow.nodes import skill_node, skill_runnable
+    from agentkit.workflow.records import document_reference
     from agentkit.workflow.spec import load_spec
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "__version__",
     "build_prompt",
     "document_from_text",
+    "document_reference",
     "load_document",
     "load_playbook",
     "load_skill",
@@ -62,6 +64,7 @@ _HOMES = {
     "Workflow": "workflow.builder",
     "build_prompt": "prompt",
     "document_from_text": "retrieval.loaders",
+    "document_reference": "workflow.records",
     "load_document": "retrieval.loaders",
     "load_playbook": "retrieval.playbook",
     "load_skill": "skill.folder",

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from weakref import WeakSet
 
 from agentkit import models
 from agentkit.errors import InputError
@@ -28,7 +29,27 @@ if TYPE_CHECKING:
     from agentkit.routing.encoder import SentenceEncoder
     from agentkit.step import Runner
     from agentkit.workflow.compile import CompiledWorkflow
+    from agentkit.workflow.inputs import Reader
     from agentkit.workflow.store import RunStore
+
+
+_Value = TypeVar("_Value")
+
+
+class _part(cached_property[_Value]):  # noqa: N801 -- used as a decorator
+    """A part of a kit, made when it is first asked for: once, whichever threads ask."""
+
+    @overload
+    def __get__(self, instance: None, owner: type[Any] | None = None) -> Self: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type[Any] | None = None) -> _Value: ...
+
+    def __get__(self, instance: Any, owner: type[Any] | None = None) -> Any:
+        if instance is None:
+            return self
+        with instance._making:
+            return super().__get__(instance, owner)
 
 
 class Kit:
@@ -56,6 +77,7 @@ class Kit:
         self._watch = watch
         self._progress = progress
         self._making = threading.RLock()
+        self._runners: WeakSet[Runner] = WeakSet()
 
     def __enter__(self) -> Kit:
         return self
@@ -70,19 +92,28 @@ class Kit:
 
     def close(self) -> None:
         """Stop the engine's and the registry's threads and close the run database."""
-        for name in ("engine", "registry", "runs"):
-            part = self.__dict__.pop(name, None)
+        with self._making:
+            parts = [self.__dict__.pop(name, None) for name in ("engine", "registry", "runs")]
+        for part in parts:
             if part is not None:
                 part.close()
 
+    def cancel(self) -> None:
+        """Withdraw what runs are computing, from any thread or a signal handler.
+
+        Their steps end with `CancelledError`; nothing of them is recorded, so runs can be resumed.
+        """
+        for runner in tuple(self._runners):
+            runner.cancel()
+
     # ------------------------------------------------------------ parts
 
-    @cached_property
+    @_part
     def store(self) -> SkillStore:
         """Content-addressed copies: what is served."""
         return SkillStore(self.settings.store_dir)
 
-    @cached_property
+    @_part
     def registry(self) -> Registry:
         """The skill folders; followed while the kit is open if it was made with `watch`."""
         from agentkit.adapters.weights import check_adapter
@@ -92,7 +123,7 @@ class Kit:
             registry.watch()
         return registry
 
-    @cached_property
+    @_part
     def encoder(self) -> SentenceEncoder:
         """The encoder that routing and retrieval share; fetched if need be."""
         from agentkit.routing.encoder import SentenceEncoder
@@ -100,22 +131,21 @@ class Kit:
         folder = models.resolve(self.settings.encoder, self.settings, "encoder", self._progress)
         return SentenceEncoder(folder)
 
-    @cached_property
+    @_part
     def engine(self) -> Engine:
         """The backbone with its loop; fetched if need be."""
         from agentkit.engine.engine import Engine
 
-        with self._making:
-            return Engine.open(self.settings, self._progress)
+        return Engine.open(self.settings, self._progress)
 
-    @cached_property
+    @_part
     def retriever(self) -> Retriever:
         """Search in documents and standing indexes."""
         from agentkit.retrieval.retriever import Retriever
 
         return Retriever(self.encoder, self.settings, self.documents)
 
-    @cached_property
+    @_part
     def runs(self) -> RunStore:
         """The database of runs."""
         from agentkit.workflow.store import RunStore
@@ -155,7 +185,7 @@ class Kit:
             if digests is None
             else {name: self.store.get(digest, name) for name, digest in digests.items()}
         )
-        return Runner(
+        runner = Runner(
             skills,
             engine=self.engine,
             controller=self.controller(skills),
@@ -163,6 +193,8 @@ class Kit:
             documents=self.documents,
             settings=self.settings,
         )
+        self._runners.add(runner)
+        return runner
 
     # ------------------------------------------------------------ workflows
 
@@ -173,18 +205,27 @@ class Kit:
         folder: Path | None = None,
         digests: Mapping[str, str] | None = None,
     ) -> CompiledWorkflow:
-        """A workflow bound to this kit. Paths in its defaults count from `folder`."""
-        from agentkit.workflow.compile import compile_workflow
+        """A workflow bound to this kit. Paths in its defaults count from `folder`.
 
+        Raises `WorkflowError` for a step that names a skill which is not there.
+        """
+        from agentkit.workflow.compile import compile_workflow
+        from agentkit.workflow.program import validate
+
+        validate(spec, tuple(self.skills if digests is None else digests))
         return compile_workflow(
-            spec,
-            self.runner(digests),
-            self.documents,
-            readers={
-                "document": lambda place: self._document(place, folder),
-                "playbook": lambda place: self._playbook(place, folder),
-            },
+            spec, self.runner(digests), self.documents, readers=self.readers(folder)
         )
+
+    def readers(self, folder: Path | None = None) -> dict[str, Reader]:
+        """What turns a path given for an input of a type (`document`, `playbook`) into its value.
+
+        A relative path counts from here, or else from `folder`.
+        """
+        return {
+            "document": lambda place: self._document(place, folder),
+            "playbook": lambda place: self._playbook(place, folder),
+        }
 
     def read(self, path: Path) -> Document:
         """The document in a file, kept in the document store. Raises `DocumentError`."""

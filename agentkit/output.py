@@ -140,8 +140,12 @@ def _quoted(schema: Json, value: Json, spans: Sequence[PromptSpan]) -> Json:
 def _choice_output(answer: ChoiceAnswer, answers: Sequence[Answered], all_scores: bool) -> Json:
     scored = [_probabilities(answer, completion) for _, completion in answers]
     silent = [answer.choices.index(name) for name in answer.no_evidence]
+
+    def speaks_of_it(at: int) -> float:
+        return 1.0 - float(scored[at][silent].sum()) if silent else float(scored[at].max())
+
     # Of several windows the one decides that speaks of the question most.
-    chosen = max(range(len(scored)), key=lambda at: 1.0 - float(scored[at][silent].sum()))
+    chosen = max(range(len(scored)), key=speaks_of_it)
     encoded, completion = answers[chosen]
     best = int(scored[chosen].argmax())
     output: dict[str, Json] = {

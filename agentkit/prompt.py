@@ -67,9 +67,9 @@ def render(template: str, input: Json, *, where: str) -> str:
     names = dict(input) if isinstance(input, Mapping) else {}
     try:
         return str(_compile(template).render({**names, "input": input}))
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
         raise SkillError(
-            f"prompt template failed: {error.message}",
+            f"prompt template failed: {error}",
             where=where,
             hint="use `input` or the keys that the input schema requires",
         ) from error

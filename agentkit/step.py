@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, as_completed
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from queue import SimpleQueue
+from threading import RLock
 
 from agentkit.context import EXCERPT_CHARS, ContextBuilder
 from agentkit.engine.engine import Engine, outcome_of
@@ -82,6 +84,8 @@ class Runner:
         self._controller = controller
         self._documents = documents
         self._context = ContextBuilder(engine, retriever, settings)
+        self._under_way: set[Future[Completion]] = set()
+        self._changing = RLock()  # `cancel` may come from a signal handler
 
     @property
     def skills(self) -> Mapping[str, Skill]:
@@ -93,14 +97,21 @@ class Runner:
         results = dict(self.stream(calls))
         return [results[place] for place in range(len(calls))]
 
+    def cancel(self) -> None:
+        """Withdraw every call under way, from any thread: each ends with a `CancelledError`."""
+        with self._changing:
+            under_way = tuple(self._under_way)
+        for future in under_way:
+            future.cancel()
+
     def stream(self, calls: Sequence[StepCall]) -> Iterator[tuple[int, StepResult | Exception]]:
         """Each result with its call's place, as soon as it is there."""
         began = time.perf_counter()
         waiting: dict[Future[Completion], int] = {}
         prepared: dict[int, _Prepared] = {}
         asked: dict[int, list[Future[Completion]]] = {}
-        for place, (call, route) in enumerate(self._routed(calls)):
-            one = self._prepare(call, route)
+        for place, (call, route) in enumerate(zip(calls, self._routes(calls), strict=True)):
+            one = route if isinstance(route, Exception) else self._prepare(call, route)
             if isinstance(one, Exception):
                 yield place, one
                 continue
@@ -112,35 +123,54 @@ class Runner:
         ):
             asked.setdefault(place, []).append(future)
             waiting[future] = place
+        # Not `as_completed`: it would wait for the engine to notice that a future was cancelled.
+        answered: SimpleQueue[Future[Completion]] = SimpleQueue()
+        with self._changing:
+            self._under_way.update(waiting)
+        for future in waiting:
+            future.add_done_callback(answered.put)
         left = {place: len(one.requests) for place, one in prepared.items()}
         since = began
         try:
             for place in [place for place, count in left.items() if count == 0]:
                 yield place, self._finish(prepared[place], [], 0.0)
-            for future in as_completed(waiting):
-                place = waiting[future]
+            for _ in range(len(waiting)):
+                place = waiting[answered.get()]
                 left[place] -= 1
                 if left[place] == 0:
                     now = time.perf_counter()
                     yield place, self._settle(prepared[place], asked[place], now - since)
                     since = now
         finally:
+            with self._changing:
+                self._under_way.difference_update(waiting)
             for future in waiting:
                 future.cancel()
 
     # ------------------------------------------------------------ route
 
-    def _routed(self, calls: Sequence[StepCall]) -> Iterator[tuple[StepCall, Route]]:
-        auto = [call for call in calls if call.skill == AUTO]
-        routes = iter(self._controller.route_many([self._query(call) for call in auto]))
-        for call in calls:
+    def _routes(self, calls: Sequence[StepCall]) -> list[Route | Exception]:
+        """The route of each call, or why it cannot have one; queries are embedded together."""
+        routes: list[Route | Exception] = []
+        queries: dict[int, Query] = {}
+        for place, call in enumerate(calls):
+            name = None if call.skill in (BASE, AUTO) else call.skill
+            routes.append(Route(name, 1.0, False, "named by the step"))
             if call.skill == AUTO:
-                yield call, next(routes)
-            else:
-                name = None if call.skill == BASE else call.skill
-                yield call, Route(name, 1.0, False, "named by the step")
+                try:
+                    queries[place] = self._query(call)
+                except AgentkitError as error:
+                    routes[place] = error
+        found = self._controller.route_many(list(queries.values()))
+        for place, route in zip(queries, found, strict=True):
+            routes[place] = route
+        return routes
 
     def _query(self, call: StepCall) -> Query:
+        if call.threshold is not None and not 0.0 <= call.threshold <= 1.0:
+            raise InputError(
+                f"a threshold lies within 0 and 1, not {call.threshold}", where=f"step {call.step}"
+            )
         return Query(
             instruction=call.instruction,
             excerpt=self._excerpt(call.input),

@@ -271,7 +271,7 @@ class ContextSpec:
     top_k: int | None = None
     budget: int | None = None
     """Tokens."""
-    mode: Literal["auto", "whole", "excerpts", "none"] = "auto"
+    mode: Literal["auto", "whole", "windows", "excerpts", "none"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,99 +9,136 @@ type.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from agentkit.errors import AdapterError
 
 KIND = "agentkit.head"
 
 
-class SpanLabelHead(nn.Module):
-    """Multi-label scores for whole spans, read at each span's closing token, and for tokens.
+def span_features(hidden: Tensor, ends: Sequence[int], tokens: Sequence[int]) -> Tensor:
+    """`(spans, 2 * hidden)`: each span's closing state beside the mean of its tokens' states.
 
-    A causal model knows a sentence only at its end, so labels of sentences are read there; a
-    name or a date announces itself ("by and between ..."), so those are read at each token.
+    `hidden` is `(tokens, hidden)`; `ends` the index of each span's closing token, ascending;
+    `tokens` the indices of the tokens that hold the spans' words. A causal model has read a whole
+    sentence only at its end; the mean keeps the words that the last state has let go.
+    """
+    states = hidden.float()
+    at = torch.as_tensor(ends, dtype=torch.long, device=hidden.device)
+    words = torch.as_tensor(tokens, dtype=torch.long, device=hidden.device)
+    owner = torch.searchsorted(at, words)
+    sums = states.new_zeros(len(at), states.shape[1]).index_add(0, owner, states[words])
+    count = torch.bincount(owner, minlength=len(at)).clamp(min=1).unsqueeze(1)
+    return torch.cat([_normal(states[at]), _normal(sums / count)], dim=1)
+
+
+def question_features(states: Tensor) -> Tensor:
+    """`(2 * hidden,)`: the last state of a question beside the mean of its states.
+
+    `states` is `(tokens, hidden)`, the question's and the invocation's.
+    """
+    states = states.float()
+    return torch.cat([_normal(states[-1]), _normal(states.mean(dim=0))])
+
+
+def _normal(states: Tensor) -> Tensor:
+    return functional.layer_norm(states, states.shape[-1:])
+
+
+class SpanLabelHead(nn.Module):
+    """Multi-label scores for whole spans, from their features, and for tokens, from their states.
+
+    A label of a sentence is read once the sentence is over; a name or a date announces itself
+    ("by and between ..."), so those are read at each token.
     """
 
     kind = "span-labels"
 
     def __init__(self, hidden: int, span_labels: int, token_labels: int) -> None:
         super().__init__()
-        self.span = nn.Linear(hidden, span_labels)
+        self.span = nn.Linear(2 * hidden, span_labels)
         self.token = nn.Linear(hidden, token_labels)
         for layer in (self.span, self.token):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.constant_(layer.bias, -4.0)  # labels are rare: start from a low prior
 
+    @property
+    def hidden(self) -> int:
+        """Size of the backbone's states."""
+        return self.token.in_features
+
     def forward(self, spans: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """`(m, hidden)` and `(t, hidden)` to logits `(m, span labels)`, `(t, token labels)`."""
-        return self.span(spans.float()), self.token(tokens.float())
+        """Logits `(m, span labels)` and `(t, token labels)`.
+
+        `spans` is `(m, 2 * hidden)` from `span_features`, `tokens` `(t, hidden)` states.
+        """
+        return self.span(spans), self.token(_normal(tokens.float()))
 
     @classmethod
     def like(cls, tensors: dict[str, Tensor]) -> SpanLabelHead:
-        labels, hidden = tensors["span.weight"].shape
-        return cls(hidden, labels, tensors["token.weight"].shape[0])
+        labels, hidden = tensors["token.weight"].shape
+        return cls(hidden, tensors["span.weight"].shape[0], labels)
 
 
 class ChoiceHead(nn.Module):
     """A choice among a few answers, and a pointer to the spans that carry it.
 
-    The question's last state attends over the spans' closing states (a pointer network, Vinyals
-    et al. 2015, with one null slot for "nothing speaks of it"); the choice is made from that
-    state, what was attended to, and their product.
+    The question attends over the spans (a pointer network, Vinyals et al. 2015, with one null slot
+    for "nothing speaks of it"); the choice is made from the question, from what was attended to,
+    and from their product.
     """
 
     kind = "choice"
 
-    def __init__(self, hidden: int, choices: int, width: int = 128) -> None:
+    def __init__(self, hidden: int, choices: int, width: int = 192) -> None:
         super().__init__()
-        self.query = nn.Linear(hidden, width)
-        self.key = nn.Linear(hidden, width)
-        self.value = nn.Linear(hidden, width)
-        self.state = nn.Linear(hidden, width)
-        self.gate = nn.Linear(hidden, width)
-        self.pointer = nn.Parameter(torch.tensor([1.0, -3.0]))  # scale and bias of evidence logits
+        self.query = nn.Linear(2 * hidden, width)
+        self.key = nn.Linear(2 * hidden, width)
+        self.value = nn.Linear(2 * hidden, width)
+        self.state = nn.Linear(2 * hidden, width)
+        self.gate = nn.Linear(2 * hidden, width)
+        self.null = nn.Parameter(torch.zeros(()))
         self.choice = nn.Linear(3 * width + 1, choices)
         # What to add to evidence logits so that 0 is the cut that was best on tuning rows; kept
-        # apart from the bias because the pointer's attention must not move with it.
+        # apart because the pointer's attention must not move with it.
         self.evidence_cut: Tensor
         self.register_buffer("evidence_cut", torch.zeros(()))
 
-    def forward(
-        self, question: Tensor, spans: Tensor, mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Choice logits `(n, choices)` and evidence logits `(n, m)`.
+    @property
+    def hidden(self) -> int:
+        """Size of the backbone's states."""
+        return self.query.in_features // 2
 
-        `question` is `(n, hidden)`; `spans` `(m, hidden)`, the same for every question, or
-        `(n, m, hidden)`; `mask` `(n, m)` is true where a question may look.
+    def forward(self, questions: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:
+        """Choice logits `(n, choices)` and evidence logits `(n, m)`, 0 being the null slot's.
+
+        `questions` is `(n, 2 * hidden)` from `question_features`, `spans` `(m, 2 * hidden)` from
+        `span_features`.
         """
-        question, spans = question.float(), spans.float()
-        query = self.query(question)
-        keys, values = self.key(spans), self.value(spans)
-        raw = query @ keys.T if spans.dim() == 2 else torch.einsum("nk,nmk->nm", query, keys)
-        raw = raw / math.sqrt(query.shape[-1])
-        if mask is not None:
-            raw = raw.masked_fill(~mask, -1e4)
-        null = torch.zeros_like(raw[:, :1])
-        evidence = self.pointer[0] * raw + self.pointer[1]
-        weights = torch.softmax(torch.cat([null, evidence], dim=1), dim=1)[:, 1:]
-        found = (
-            weights @ values if spans.dim() == 2 else torch.einsum("nm,nmk->nk", weights, values)
-        )
-        state = torch.nn.functional.gelu(self.state(question))
-        product = torch.tanh(self.gate(question)) * found
+        query = self.query(questions)
+        evidence = query @ self.key(spans).T / math.sqrt(query.shape[-1]) - self.null
+        weights = self.attention(evidence)[:, 1:]
+        found = weights @ self.value(spans)
+        state = functional.gelu(self.state(questions))
+        product = torch.tanh(self.gate(questions)) * found
         seen = weights.sum(dim=1, keepdim=True)
-        return self.choice(
-            torch.cat([state, found, product, seen], dim=1)
-        ), evidence + self.evidence_cut
+        choices = self.choice(torch.cat([state, found, product, seen], dim=1))
+        return choices, evidence + self.evidence_cut
+
+    @staticmethod
+    def attention(evidence: Tensor) -> Tensor:
+        """`(n, 1 + m)`: the share of the null slot, then of each span."""
+        return torch.softmax(torch.cat([torch.zeros_like(evidence[:, :1]), evidence], 1), dim=1)
 
     @classmethod
     def like(cls, tensors: dict[str, Tensor]) -> ChoiceHead:
-        width, hidden = tensors["query.weight"].shape
-        return cls(hidden, tensors["choice.weight"].shape[0], width)
+        width, features = tensors["query.weight"].shape
+        return cls(features // 2, tensors["choice.weight"].shape[0], width)
 
 
 Head: TypeAlias = SpanLabelHead | ChoiceHead

@@ -9,14 +9,14 @@ import warnings
 from collections.abc import Sequence
 
 import typer
-from rich.markup import escape
 from typer.exceptions import TyperException
 
 from agentkit.cli import data, models, runs, skills, training, workflows
-from agentkit.cli.output import stderr
+from agentkit.cli.output import say
 from agentkit.errors import AgentkitError
 
 INTERRUPTED = 130
+FAILURE = 1
 BAD_INPUT = 2
 
 app = typer.Typer(
@@ -60,18 +60,22 @@ def run(arguments: Sequence[str]) -> int:
     except typer.Exit as exit_:
         return exit_.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        stderr.print("interrupted; a run that had begun is listed by: agentkit runs ls")
-        return INTERRUPTED
+        result = INTERRUPTED
     except TyperException as error:
-        stderr.print(f"[bold red]error[/] {escape(error.format_message())}", highlight=False)
+        say(error.format_message(), label="error", style="red")
         return BAD_INPUT
     except AgentkitError as error:
-        stderr.print(f"[bold red]error[/] {escape(str(error))}", highlight=False)
+        say(str(error), label="error", style="red")
         return error.exit_code
     except BrokenPipeError:
         # The reader of stdout has gone; nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        say(_said_by_the_system(error), label="error", style="red")
+        return FAILURE
+    if result == INTERRUPTED:  # typer makes it of a KeyboardInterrupt
+        say("interrupted; a run that had begun is listed by: agentkit runs ls")
     return result if isinstance(result, int) else 0
 
 
@@ -82,9 +86,16 @@ def _quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.filterwarnings("ignore")
-    logging.getLogger("agentkit").addHandler(_Warnings())
+    logger = logging.getLogger("agentkit")
+    if not any(isinstance(handler, _Warnings) for handler in logger.handlers):
+        logger.addHandler(_Warnings())
 
 
 class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        stderr.print(f"[yellow]{record.levelname.lower()}[/] {record.getMessage()}")
+        say(record.getMessage(), label=record.levelname.lower(), style="yellow")
+
+
+def _said_by_the_system(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename is not None else reason

@@ -11,7 +11,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agentkit.cli.options import AsJson, Set, Skills, settings_from
-from agentkit.cli.output import print_json, print_table, stderr
+from agentkit.cli.output import print_json, print_table, say, stderr
 from agentkit.errors import InputError
 from agentkit.types import Json, StepCall, StepResult
 
@@ -88,7 +88,7 @@ def evaluate(
                     out.write(json.dumps(_prediction(result), ensure_ascii=False) + "\n")
                 progress.advance(task, len(batch))
         fresh.replace(predictions)
-    stderr.print(f"{len(rows)} rows, {failed} failed -> {predictions}", highlight=False)
+    say(f"{len(rows)} rows, {failed} failed -> {predictions}")
     if failed:
         raise typer.Exit(1 if failed == len(rows) else 3)
 

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import threading
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from agentkit.cli.output import stderr
+from agentkit.cli.output import say, stderr
 from agentkit.errors import AgentkitError, InputError
 from agentkit.kit import Kit
+from agentkit.modelfolder import write_json
 from agentkit.report import Report, build_report, write_report
 from agentkit.types import Json
+from agentkit.workflow.compile import CompiledWorkflow
 from agentkit.workflow.graph import to_mermaid, to_svg
+from agentkit.workflow.inputs import prepare
+from agentkit.workflow.program import validate
 from agentkit.workflow.run import Event, RunOutcome, start
 from agentkit.workflow.spec import WorkflowSpec
 
@@ -26,22 +35,34 @@ _REFERENCE = "$document"
 
 
 class Job:
-    """One workflow bound to a kit, run any number of times."""
+    """One workflow bound to a kit, run any number of times.
 
-    def __init__(self, kit: Kit, spec: WorkflowSpec, folder: Path, out: Path | None) -> None:
+    Stateful: the backbone is loaded for the first inputs that pass their checks, so what is wrong
+    with a workflow or its inputs is said at once. Raises `WorkflowError` for an unknown skill.
+    """
+
+    def __init__(self, kit: Kit, spec: WorkflowSpec, folder: Path) -> None:
+        validate(spec, tuple(kit.skills))
         self._kit = kit
         self._spec = spec
-        self._out = out
-        with stderr.status("loading the backbone"):
-            self._compiled = kit.compile(spec, folder=folder)
+        self._folder = folder
 
-    def one(self, inputs: Mapping[str, Json], out: Path | None) -> tuple[int, Json | None]:
-        """Run once; returns the exit code and the report's JSON (the outputs, if no document)."""
+    @cached_property
+    def _compiled(self) -> CompiledWorkflow:
+        with stderr.status("loading the backbone"):
+            return self._kit.compile(self._spec, folder=self._folder)
+
+    def one(self, inputs: Mapping[str, Json], out: Path | None) -> tuple[Json, Mapping[str, Path]]:
+        """Run once; returns the report's JSON (the outputs, if there is no document) and the files
+        written into `out`. Raises what the run raised."""
+        readers = self._kit.readers(self._folder)
+        prepared = prepare(self._spec, inputs, self._kit.documents, readers)
         skills = {name: skill.digest for name, skill in self._kit.skills.items()}
-        with _Display(self._spec) as display:
+        compiled = self._compiled
+        with _Display(self._spec) as display, _interruptible(self._kit):
             outcome = start(
-                self._compiled,
-                inputs,
+                compiled,
+                prepared,
                 store=self._kit.runs,
                 skills=skills,
                 backbone=self._kit.engine.fingerprint,
@@ -50,38 +71,39 @@ class Job:
         if outcome.error is not None:
             raise outcome.error
         if outcome.status == "waiting":
-            stderr.print(f"run {outcome.id} waits for a person: agentkit runs show {outcome.id}")
-            return 0, {"run": outcome.id, "waiting": list(outcome.waiting)}
+            say(f"run {outcome.id} waits for a person: agentkit runs show {outcome.id}")
+            return {"run": outcome.id, "waiting": list(outcome.waiting)}, {}
         return self._report(outcome, out)
 
-    def many(self, rows: Path) -> int:
+    def many(self, rows: Sequence[tuple[str, Mapping[str, Json]]], out: Path) -> int:
         """Run for every row, one folder per id; one that fails does not stop the others."""
-        if self._out is None:
-            raise InputError("--input-jsonl needs --out", where="agentkit run")
         failed = 0
-        entries = read_rows(rows)
-        for number, (name, inputs) in enumerate(entries, start=1):
-            stderr.print(f"[bold]{name}[/] ({number}/{len(entries)})", highlight=False)
+        for number, (name, inputs) in enumerate(rows, start=1):
+            say(f"({number}/{len(rows)})", label=name)
             try:
-                code, _ = self.one(typed(self._spec, inputs), self._out / name)
+                _, files = self.one(typed(self._spec, inputs), out / name)
             except AgentkitError as error:
-                stderr.print(f"failed {name}: {error}", markup=False, style="red")
-                code = 1
-            failed += code != 0
-        stderr.print(f"{len(entries) - failed} of {len(entries)} done", highlight=False)
+                say(f"{name}: {error}", label="failed", style="red")
+                failed += 1
+                continue
+            for path in files.values():
+                print(path, flush=True)
+        say(f"{len(rows) - failed} of {len(rows)} done")
         if failed:
-            return 1 if failed == len(entries) else SOME_FAILED
+            return 1 if failed == len(rows) else SOME_FAILED
         return 0
 
-    def _report(self, outcome: RunOutcome, out: Path | None) -> tuple[int, Json]:
+    def _report(self, outcome: RunOutcome, out: Path | None) -> tuple[Json, Mapping[str, Path]]:
         record = self._kit.runs.show(outcome.id)
         reference = next(
             (v for v in record.inputs.values() if isinstance(v, Mapping) and _REFERENCE in v), None
         )
         if reference is None:
-            return 0, {"run": outcome.id, "outputs": dict(outcome.outputs)}
+            value = {"run": outcome.id, "outputs": dict(outcome.outputs)}
+            return value, {} if out is None else {"outputs.json": _write_outputs(value, out)}
         document = self._kit.documents.get(str(reference[_REFERENCE]))
         report = build_report(outcome.outputs, document, run_of(outcome, record))
+        files: Mapping[str, Path] = {}
         if out is not None:
             files = write_report(
                 report,
@@ -90,8 +112,26 @@ class Job:
                 graph_svg=to_svg(self._spec),
                 mermaid=to_mermaid(self._spec),
             )
-            _summary(report, files)
-        return 0, report.as_json()
+        _summarise(report)
+        return report.as_json(), files
+
+
+@contextmanager
+def _interruptible(kit: Kit) -> Iterator[None]:
+    """Let an interrupt end the step under way too, which LangGraph would wait for."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        kit.cancel()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def run_of(outcome: RunOutcome, record: Any) -> dict[str, Json]:
@@ -216,15 +256,20 @@ class _Display:
         return [t.id for t in self._progress.tasks].index(task)
 
 
-def _summary(report: Report, files: Mapping[str, Path]) -> None:
+def _write_outputs(value: Json, folder: Path) -> Path:
+    """The outputs of a workflow without a document, which has no report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "outputs.json"
+    write_json(path, value)
+    return path
+
+
+def _summarise(report: Report) -> None:
     verdicts: dict[str, int] = defaultdict(int)
     for review in report.reviews:
         verdicts[review.verdict] += 1
     said = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
-    stderr.print(
+    say(
         f"{len(report.facts)} facts, {len(report.clauses)} clauses, "
-        f"{len(report.reviews)} rules ({said or 'none'}), {len(report.findings)} findings",
-        highlight=False,
+        f"{len(report.reviews)} rules ({said or 'none'}), {len(report.findings)} findings"
     )
-    for path in files.values():
-        print(path)

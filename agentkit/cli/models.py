@@ -17,10 +17,10 @@ app = typer.Typer(help="The embedded backbone and encoder.", no_args_is_help=Tru
 def list_(set_: Set = None) -> None:
     """List the embedded models and whether they are in the cache."""
     rows = [
-        (info.name, info.kind, "yes" if info.path is not None else "no", str(info.path or ""))
+        (info.name, info.kind, "yes" if info.fetched else "no", info.license, str(info.path))
         for info in models.list_models(settings_from(set_))
     ]
-    print_table(("name", "kind", "fetched", "path"), rows)
+    print_table(("name", "kind", "fetched", "licence", "path"), rows)
 
 
 @app.command()

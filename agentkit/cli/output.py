@@ -9,8 +9,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 stderr = Console(stderr=True)
+
+
+def say(text: str, *, label: str = "", style: str = "") -> None:
+    """A line on stderr, as it is: a path or a `file:line:column` is never broken in two."""
+    line = Text.assemble((label, f"bold {style}"), " ", text) if label else Text(text, style)
+    stderr.print(line, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

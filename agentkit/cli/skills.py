@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from agentkit.cli.options import AsJson, Set, Skills, settings_from
-from agentkit.cli.output import print_json, print_table, stderr
+from agentkit.cli.output import print_json, print_table, say
 from agentkit.errors import InputError, SkillError
 
 app = typer.Typer(help="Installed skills and skill folders.", no_args_is_help=True)
@@ -23,9 +23,9 @@ def list_(skills: Skills = None, set_: Set = None, as_json: AsJson = False) -> N
     with Kit(settings_from(set_), skills=skills or ()) as kit:
         snapshot = kit.registry.snapshot
     for path, reason in snapshot.rejected.items():
-        stderr.print(f"set aside {path}: {reason}", markup=False, highlight=False)
+        say(reason if str(path) in reason else f"{path}: {reason}", label="set aside")
     for note in snapshot.notes:
-        stderr.print(f"note: {note}", markup=False, highlight=False)
+        say(note, label="note")
     if as_json:
         print_json(
             {
@@ -99,10 +99,10 @@ def check(
                     kit.engine.load(skill)
             except SkillError as error:
                 bad += 1
-                stderr.print(f"bad: {error}", markup=False, highlight=False, style="red")
+                say(str(error), label="bad", style="red")
                 continue
             for warning in skill.warnings:
-                stderr.print(f"warning: {folder}: {warning}", markup=False, highlight=False)
+                say(f"{folder}: {warning}", label="warning", style="yellow")
             typer.echo(f"{folder}: {skill.name} is sound, digest {skill.digest[:12]}")
     if bad:
         raise typer.Exit(SkillError.exit_code)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from agentkit.cli.options import AsJson, Set, Skills, pair, settings_from
-from agentkit.cli.output import print_json, stderr
+from agentkit.cli.output import print_json, say
 from agentkit.errors import InputError
 
 _Workflow = Annotated[Path, typer.Argument(help="A workflow file, or a shipped workflow's name.")]
@@ -36,27 +36,36 @@ def run(
 ) -> None:
     """Run a workflow over a document, or over many.
 
-    Writes report.md, report.html, report.json and document.txt into --out.
+    Writes report.md, report.html, report.json and document.txt into --out and prints their paths;
+    without --out, prints the report as JSON.
     """
     from agentkit.cli import job
     from agentkit.kit import Kit
     from agentkit.workflow.spec import load_spec
 
-    if (input_jsonl is None) == (not input_):
-        raise InputError("give --input NAME=VALUE, or --input-jsonl FILE", where="agentkit run")
+    if input_jsonl is not None and (input_ or as_json):
+        raise InputError(
+            f"--input-jsonl does not go with {'--input' if input_ else '--json'}",
+            where="agentkit run",
+            hint="each row gives its inputs, and has its report in a folder of its own",
+        )
+    if input_jsonl is not None and out is None:
+        raise InputError("--input-jsonl needs --out", where="agentkit run")
+    rows = job.read_rows(input_jsonl) if input_jsonl is not None else None
     path = _found(workflow)
     spec = load_spec(path)
     settings = settings_from(set_)
     with Kit(settings, skills=skills or (), progress=_tell) as kit:
-        batch = job.Job(kit, spec, path.parent, out)
-        if input_jsonl is not None:
-            code = batch.many(input_jsonl)
-        else:
-            given = dict(pair(text, "--input") for text in input_ or ())
-            code, report = batch.one(job.typed(spec, given), out)
-            if as_json and report is not None:
-                print_json(report)
-    raise typer.Exit(code)
+        runs = job.Job(kit, spec, path.parent)
+        if rows is not None and out is not None:
+            raise typer.Exit(runs.many(rows, out))
+        given = dict(pair(text, "--input") for text in input_ or ())
+        report, files = runs.one(job.typed(spec, given), out)
+    if as_json or not files:
+        print_json(report)
+    else:
+        for path in files.values():
+            typer.echo(path)
 
 
 def validate(workflow: _Workflow, skills: Skills = None, set_: Set = None) -> None:
@@ -104,4 +113,4 @@ def shipped_workflows() -> Path:
 
 
 def _tell(text: Any) -> None:
-    stderr.print(str(text), highlight=False, markup=False)
+    say(str(text))

@@ -101,7 +101,7 @@ def _read_head(skill: Skill, backbone: Backbone) -> Head | None:
     weights = read_tensors(skill.head_weights)
     tensors = {name: tensor.float() for name, tensor in weights.tensors.items()}
     head = build_head(weights.metadata.get(KIND, ""), tensors, where=where)
-    width = (head.span if isinstance(head, SpanLabelHead) else head.query).in_features
+    width = head.hidden
     if width != backbone.hidden:
         raise AdapterError(
             f"the task head reads states of {width} numbers, the backbone's have {backbone.hidden}",

@@ -7,7 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from agentkit.adapters.heads import ChoiceHead, SpanLabelHead
+from agentkit.adapters.heads import (
+    ChoiceHead,
+    SpanLabelHead,
+    question_features,
+    span_features,
+)
 from agentkit.engine.activation import Slots
 from agentkit.engine.backbone import Backbone
 from agentkit.engine.generation import WritingRow
@@ -60,7 +65,8 @@ class Runner:
         for job, hit in zip(jobs, cached, strict=True):
             prompt = job.request.prompt
             tokens = [at for at, _, _ in prompt.token_offsets]
-            spans, labels = head(hidden[list(prompt.span_ends)], hidden[tokens])
+            features = span_features(hidden, prompt.span_ends, tokens)
+            spans, labels = head(features, hidden[tokens])
             reading = Reading(
                 span_labels=spans.sigmoid().cpu().numpy(),
                 token_labels=labels.sigmoid().cpu().numpy(),
@@ -72,15 +78,15 @@ class Runner:
         prefix, cached = self._shared(jobs)
         rows = PackedRows(self._backbone, prefix, sum(len(job.branch) for job in jobs))
         read = _states(prefix, self._backbone)
-        if any(job.branch for job in jobs):
-            ends = [rows.append(rows.fork(), job.branch) if job.branch else -1 for job in jobs]
-            grown = torch.cat([read, rows.hidden_states()])
-        else:
-            ends, grown = [-1] * len(jobs), read
-        questions = grown[[len(read) + end if end >= 0 else len(read) - 1 for end in ends]]
-        for job, question, hit in zip(jobs, questions, cached, strict=True):
-            spans = read[list(job.request.prompt.span_ends)]
-            choice, evidence = head(question[None], spans)
+        # A question without words of its own is read where the prefix ends.
+        places = [rows.append(rows.fork(), job.branch) if job.branch else -1 for job in jobs]
+        grown = rows.hidden_states() if any(job.branch for job in jobs) else read
+        for job, last, hit in zip(jobs, places, cached, strict=True):
+            prompt = job.request.prompt
+            tokens = [at for at, _, _ in prompt.token_offsets]
+            spans = span_features(read, prompt.span_ends, tokens)
+            states = grown[last - len(job.branch) + 1 : last + 1] if job.branch else read[-1:]
+            choice, evidence = head(question_features(states)[None], spans)
             reading = Reading(
                 choices=choice[0].softmax(-1).cpu().numpy(),
                 evidence=evidence[0].sigmoid().cpu().numpy(),

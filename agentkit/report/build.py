@@ -122,6 +122,18 @@ def quotes_in(value: Json, path: str = "") -> Iterator[tuple[str, str, int, int]
             yield from quotes_in(item, f"{path}[{index}]")
 
 
+def scalars_in(value: Json) -> dict[str, Json]:
+    """The named plain values of a JSON object, without those that make up a quote."""
+    if not isinstance(value, Mapping):
+        return {}
+    quoted = ("quote", "value", "start", "end") if {"start", "end"} <= value.keys() else ()
+    return {
+        key: item
+        for key, item in value.items()
+        if isinstance(item, str | int | float) and key not in quoted
+    }
+
+
 def _part(outputs: Mapping[str, Json], part: Part) -> Sequence[Json]:
     value = outputs.get(part)
     if value is None:

@@ -13,7 +13,7 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from agentkit.report.build import quotes_in
+from agentkit.report.build import quotes_in, scalars_in
 from agentkit.report.highlight import Mention, Place, places, render
 from agentkit.report.model import Context, Part, Report, StepRoute
 from agentkit.report.svg import clean_svg
@@ -85,6 +85,7 @@ def to_html(report: Report, document: Document, *, graph_svg: str | None = None)
             quotes_in=lambda value: [
                 (quote, start, end) for _, quote, start, end in quotes_in(value)
             ],
+            scalars_in=scalars_in,
             plain=_plain,
             verdict_words=VERDICT_WORDS,
             verdict_counts=_verdict_counts(report),

@@ -6,8 +6,9 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 
-from agentkit.report.build import quotes_in
+from agentkit.report.build import quotes_in, scalars_in
 from agentkit.report.model import Part, Report, Review, StepRoute
+from agentkit.types import Json
 
 VERDICTS = {
     "contradicted": "contradicted",
@@ -115,9 +116,6 @@ def _review(report: Report, index: int, review: Review) -> str:
         f"{escape(review.rule)}"
     ]
     lines += [_quoted(piece.quote, piece.start, piece.end) for piece in review.evidence]
-    if review.context:
-        shown = ", ".join(f"`{piece.start}:{piece.end}`" for piece in review.context)
-        lines.append(f"  - shown to the skill: {shown}")
     lines.append(f"  - {_answered(report, review)}")
     return "\n".join(lines)
 
@@ -128,7 +126,9 @@ def _answered(report: Report, review: Review) -> str:
         return f"no skill was picked (best score {route.score:.2f})"
     digest = report.run.skills.get(route.skill)
     by = f"by {code(route.skill)}" + (f" {code(digest[:12])}" if digest else "")
-    return f"{by}, route {route.score:.2f}" + (" (abstained)" if route.abstained else "")
+    how = f"{by}, route {route.score:.2f}" + (" (abstained)" if route.abstained else "")
+    passages = len(review.context)
+    return f"{how}, from {passages} passage{'s' if passages != 1 else ''}" if passages else how
 
 
 def _findings(report: Report) -> Iterator[str]:
@@ -209,20 +209,10 @@ def _tasks(report: Report) -> Iterator[str]:
         ]
         quoted = list(quotes_in(task.output))
         lines += [_quoted(quote, start, end) for _, quote, start, end in quoted]
-        if not quoted and task.output is not None:
-            text = (
-                task.output
-                if isinstance(task.output, str)
-                else json.dumps(task.output, ensure_ascii=False)
-            )
-            lines.append(f"  - {escape(text)}")
-        elif isinstance(task.output, dict):
-            rest = {
-                key: value
-                for key, value in task.output.items()
-                if isinstance(value, str | int | float | bool) and key not in ("quote", "value")
-            }
-            lines += [f"  - {escape(key)}: {escape(str(value))}" for key, value in rest.items()]
+        named = scalars_in(task.output)
+        lines += [f"  - {escape(key)}: {escape(str(value))}" for key, value in named.items()]
+        if not quoted and not named and task.output is not None:
+            lines.append(f"  - {escape(_plain(task.output))}")
         yield "\n".join(lines)
 
 
@@ -246,6 +236,10 @@ def _routes(report: Report) -> Iterator[str]:
             )
         )
     yield _table(("step", "skill", "abstained", "calls", "score"), rows)
+
+
+def _plain(value: Json) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _grouped(
@@ -303,7 +297,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns are padded so that it reads as a table in a terminal, except the long ones."""
     widths = []
     for column, name in enumerate(header):
-        longest = max([len(name), *(len(row[column]) for row in rows)])
+        longest = max([len(name), 3, *(len(row[column]) for row in rows)])
         widths.append(longest if longest <= 40 else 0)
     lines = [
         [name.ljust(width) for name, width in zip(header, widths, strict=True)],

@@ -59,6 +59,10 @@ def load_dataset(name: str, folder: Path, *, seed: int = 7, **options: Any) -> l
         ) from error
     except TypeError as error:
         raise InputError(f"options of data set {name!r}: {error}") from error
+    except KeyError as error:
+        raise InputError(
+            f"a record of data set {name!r} lacks {error}", where=str(folder)
+        ) from error
 
 
 def dataset_files(name: str, folder: Path) -> list[Path]:

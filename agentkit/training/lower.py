@@ -1,7 +1,7 @@
 """The lower layers' states, computed once, and the upper layers as a model of their own.
 
 When adapters act only on layers >= L, what the layers below give for a pack never changes: it is
-computed once, kept on disk as bfloat16, and every epoch runs the upper layers alone.
+computed once, kept on disk in the backbone's type, and every epoch runs the upper layers alone.
 """
 
 from __future__ import annotations
@@ -43,9 +43,12 @@ class LowerStates:
     Stateful: the file grows as packs are computed, and a later process goes on with it.
     """
 
-    def __init__(self, path: Path, *, hidden: int, key: str) -> None:
+    def __init__(
+        self, path: Path, *, hidden: int, key: str, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
         self._path = path
         self._hidden = hidden
+        self._dtype = dtype
         self._key = key
         self._index: dict[str, int] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +85,7 @@ class LowerStates:
                     use_cache=False,
                 ).last_hidden_state[0]
                 offset = file.tell()
-                file.write(states.to(torch.bfloat16).view(torch.int16).numpy().tobytes())
+                file.write(states.to(self._dtype).contiguous().view(torch.uint8).numpy().tobytes())
                 file.flush()
                 names.write(f"{name} {offset} {file.tell()}\n")
                 names.flush()
@@ -90,8 +93,8 @@ class LowerStates:
                 progress.advance(task, len(pack.ids))
 
     def get(self, pack: Pack) -> Tensor:
-        """`(tokens, hidden)`, bfloat16."""
+        """`(tokens, hidden)`, in the type that it was made with."""
         with self._path.open("rb") as file:
             file.seek(self._index[self._name(pack)])
-            data = bytearray(file.read(2 * self._hidden * len(pack.ids)))
-        return torch.frombuffer(data, dtype=torch.bfloat16).view(len(pack.ids), self._hidden)
+            data = bytearray(file.read(self._dtype.itemsize * self._hidden * len(pack.ids)))
+        return torch.frombuffer(data, dtype=self._dtype).view(len(pack.ids), self._hidden)

@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, f1_score, precision_recall_
 from agentkit.adapters.heads import ChoiceHead, SpanLabelHead
 from agentkit.skill.manifest import ChoiceAnswer, Manifest, MarksAnswer
 from agentkit.training.lower import LowerStates
-from agentkit.training.model import PackModel, pairs
+from agentkit.training.model import PackModel, choice_features, label_features, pairs
 from agentkit.training.packs import Pack
 
 _Array = NDArray[np.float32]
@@ -55,11 +55,13 @@ def _choices(
         if not pack.answer_at:
             continue
         hidden = model.states(pack, states.get(pack))
-        logits, evidence = head(hidden[pack.answer_at], hidden[pack.span_ends])
+        logits, evidence = head(*choice_features(pack, hidden))
         said += logits.argmax(dim=1).tolist()
         gold += pack.choice
         scores.append(evidence.flatten().numpy())
         held.append(pairs(pack.evidence, *evidence.shape).flatten().numpy())
+    if not gold:
+        return {}
     right = np.array(said) == np.array(gold)
     figures: dict[str, Any] = {
         "questions": len(gold),
@@ -84,7 +86,7 @@ def _label_scores(
     rows: tuple[list[_Array], list[_Array], list[_Array], list[_Array]] = ([], [], [], [])
     for pack in packs:
         hidden = model.states(pack, states.get(pack))
-        spans, tokens = head(hidden[pack.span_ends], hidden[pack.token_at])
+        spans, tokens = head(*label_features(pack, hidden))
         rows[0].append(spans.numpy())
         rows[1].append(pairs(pack.span_labels, *spans.shape).numpy())
         rows[2].append(tokens.numpy())
@@ -139,7 +141,7 @@ def shift_to_best_threshold(
         for pack in packs:
             if pack.answer_at:
                 hidden = model.states(pack, states.get(pack))
-                _, evidence = model.head(hidden[pack.answer_at], hidden[pack.span_ends])
+                _, evidence = model.head(*choice_features(pack, hidden))
                 logits.append(evidence.flatten().numpy())
                 held.append(pairs(pack.evidence, *evidence.shape).flatten().numpy())
         if logits and np.concatenate(held).any():

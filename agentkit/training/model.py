@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from agentkit.adapters.heads import ChoiceHead, Head, SpanLabelHead
+from agentkit.adapters.heads import (
+    ChoiceHead,
+    Head,
+    SpanLabelHead,
+    question_features,
+    span_features,
+)
 from agentkit.training.packs import Pack
 
 
@@ -50,18 +56,21 @@ class PackModel(nn.Module):
         return {"loss": functional.cross_entropy(logits, tokens)}
 
     def _choice_loss(self, pack: Pack, states: Tensor, head: ChoiceHead) -> Tensor:
-        choices, evidence = head(states[pack.answer_at], states[pack.span_ends])
+        choices, evidence = head(*choice_features(pack, states))
         loss = functional.cross_entropy(choices, torch.tensor(pack.choice))
         if self._evidence_weight:
             gold = pairs(pack.evidence, *evidence.shape)
-            # Per question, summed over its spans: a question has one or two of them among dozens.
+            # The null slot is right where no span is. Of several right spans any may be found.
+            right = torch.cat([(gold.sum(dim=1, keepdim=True) == 0).float(), gold], dim=1)
+            found = (head.attention(evidence) * right).sum(dim=1)
             spread = functional.binary_cross_entropy_with_logits(evidence, gold, reduction="none")
-            loss = loss + self._evidence_weight * spread.sum(dim=1).mean() / 4
+            pointed = -found.clamp(min=1e-6).log().mean() + spread.sum(dim=1).mean() / 8
+            loss = loss + self._evidence_weight * pointed
         return loss
 
     @staticmethod
     def _marks_loss(pack: Pack, states: Tensor, head: SpanLabelHead) -> Tensor:
-        spans, tokens = head(states[pack.span_ends], states[pack.token_at])
+        spans, tokens = head(*label_features(pack, states))
         loss = torch.zeros(())
         for logits, gold in ((spans, pack.span_labels), (tokens, pack.token_labels)):
             if logits.numel():
@@ -70,6 +79,21 @@ class PackModel(nn.Module):
                 )
                 loss = loss + spread.sum(dim=1).mean()
         return loss
+
+
+def choice_features(pack: Pack, states: Tensor) -> tuple[Tensor, Tensor]:
+    """What a choice head takes of a pack: its questions' features and its spans'."""
+    starts = [at for at in range(1, len(pack.ids)) if pack.branch[at] != pack.branch[at - 1]]
+    questions = [
+        question_features(states[start : end + 1])
+        for start, end in zip(starts, pack.answer_at, strict=True)
+    ]
+    return torch.stack(questions), span_features(states, pack.span_ends, pack.token_at)
+
+
+def label_features(pack: Pack, states: Tensor) -> tuple[Tensor, Tensor]:
+    """What a span-label head takes of a pack: its spans' features and its tokens' states."""
+    return span_features(states, pack.span_ends, pack.token_at), states[pack.token_at]
 
 
 def pairs(places: list[tuple[int, int]], rows: int, columns: int) -> Tensor:

@@ -28,7 +28,7 @@ from agentkit.prompt import (
     windows,
 )
 from agentkit.retrieval.spans import split_spans
-from agentkit.skill.manifest import ChoiceAnswer, GenerateAnswer, Manifest, MarksAnswer
+from agentkit.skill.manifest import ChoiceAnswer, Manifest, MarksAnswer
 from agentkit.training.rows import Row
 from agentkit.types import Document, EncodedPrompt, PromptSpan
 
@@ -82,8 +82,16 @@ class Packer:
         if isinstance(answer, MarksAnswer):
             return [p for number, row in enumerate(rows) for p in self._marks(row, number, answer)]
         if isinstance(answer, ChoiceAnswer):
-            return self._choices(rows, answer)
-        return self._texts(rows, answer)
+            if answer.scoring == "head":
+                return self._choices(rows, answer)
+            # What is scored by its likelihood is learnt as a text that is written.
+            return self._texts(
+                [
+                    Row(row.input, _choice_of(row, number, answer), row.group)
+                    for number, row in enumerate(rows)
+                ]
+            )
+        return self._texts(rows)
 
     # -- documents -----------------------------------------------------------------------
 
@@ -134,7 +142,8 @@ class Packer:
                 pack, _ = self._start(first, window)
                 for number in numbers:
                     self._choice(pack, rows[number], number, window, answer)
-                packs.append(pack)
+                if pack.answer_at:
+                    packs.append(pack)
         return packs
 
     def _choice(
@@ -145,12 +154,7 @@ class Packer:
         window: Sequence[PromptSpan],
         answer: ChoiceAnswer,
     ) -> None:
-        label = row.expected.get(answer.field)
-        if label not in answer.choices:
-            raise InputError(
-                f"{answer.field} is {label!r}, not one of {', '.join(answer.choices)}",
-                where=f"row {number}",
-            )
+        label = _choice_of(row, number, answer)
         gold = row.expected.get(answer.evidence_field or "") or []
         held = [i for i, span in enumerate(window) if any(_overlap(span, g) for g in gold)]
         if gold and not held:
@@ -204,7 +208,7 @@ class Packer:
 
     # -- texts ---------------------------------------------------------------------------
 
-    def _texts(self, rows: Sequence[Row], answer: GenerateAnswer) -> list[Pack]:
+    def _texts(self, rows: Sequence[Row]) -> list[Pack]:
         """Rows that share a prefix are packed together, in order, up to the pack's size."""
         packs: list[Pack] = []
         open_pack: dict[tuple[int, ...], Pack] = {}
@@ -212,6 +216,8 @@ class Packer:
             encoded = self._encode(row, self._document(row))
             prefix = encoded.ids[: encoded.question_start]
             asked = encoded.ids[encoded.question_start :]
+            if row.expected is None:
+                raise InputError("it says not what is expected", where=f"row {number}")
             said = self._answer_ids(row)
             pack = open_pack.get(prefix)
             if pack is None or len(pack.ids) + len(asked) + len(said) > self.tokens:
@@ -236,6 +242,16 @@ class Packer:
         if end is None:
             raise InputError("the backbone's tokenizer has no end token")
         return int(end)
+
+
+def _choice_of(row: Row, number: int, answer: ChoiceAnswer) -> str:
+    label = row.expected.get(answer.field) if isinstance(row.expected, dict) else None
+    if label not in answer.choices:
+        raise InputError(
+            f"{answer.field} is {label!r}, not one of {', '.join(answer.choices)}",
+            where=f"row {number}",
+        )
+    return str(label)
 
 
 def _overlap(span: PromptSpan, place: dict[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import StrictUndefined, TemplateError, Undefined
 from jinja2.environment import TemplateExpression
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -72,7 +72,11 @@ def load_rows(spec: TrainSpec, *, skill: Path, data_dir: Path) -> Split:
 def rows_from_jsonl(path: Path) -> list[Row]:
     """Rows of a JSONL file: `{"input": ..., "expected": ...}`, `expected` optional."""
     rows = []
-    for number, record in enumerate(read_jsonl(path), start=1):
+    try:
+        records = list(read_jsonl(path))
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read it: {error}", where=str(path)) from error
+    for number, record in enumerate(records, start=1):
         if not isinstance(record, dict) or "input" not in record:
             raise InputError('a row is {"input": ..., "expected": ...}', where=f"{path}:{number}")
         rows.append(Row(record["input"], record.get("expected"), _group(record["input"])))
@@ -110,9 +114,16 @@ def _map(template: Any, record: dict[str, Any]) -> Any:
     if not isinstance(template, str):
         return template
     try:
-        return _expression(template)(**record)
-    except TemplateError as error:
-        raise InputError(f"{template!r}: {error.message}", where="train.yaml") from error
+        value = _expression(template)(**record)
+    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        raise InputError(f"{template!r}: {error}", where="train.yaml") from error
+    if isinstance(value, Undefined):
+        raise InputError(
+            f"{template!r}: a record has no such field",
+            where="train.yaml",
+            hint=f"it has: {', '.join(record)}",
+        )
+    return value
 
 
 @lru_cache(maxsize=256)

@@ -25,11 +25,6 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
     set_seed,
 )
 
@@ -41,15 +36,14 @@ from agentkit.settings import Settings
 from agentkit.skill.manifest import ChoiceAnswer, Manifest, MarksAnswer
 from agentkit.skill.manifest_files import read_manifest
 from agentkit.training.attention import use_block_attention
+from agentkit.training.fitting import checkpoint_key, fit
 from agentkit.training.lower import LowerStates, layers_only
 from agentkit.training.measure import measure_packs, shift_to_best_threshold
-from agentkit.training.model import PackModel, trained_tensors
+from agentkit.training.model import PackModel
 from agentkit.training.packs import Pack, Packer
 from agentkit.training.record import write_record
 from agentkit.training.rows import Split, load_rows
 from agentkit.training.spec import TrainSpec, load_train_spec
-
-_TRAINED = "trained.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +106,12 @@ def train_skill(
     adapted = spec.layer_range(int(model.config.num_hidden_layers))
     fingerprint = models.fingerprint(backbone)
     states = LowerStates(
-        work / "lower-states.bin", hidden=hidden, key=f"{fingerprint}:{adapted.start}:{spec.dtype}"
+        work / "lower-states.bin",
+        hidden=hidden,
+        dtype=getattr(torch, spec.dtype),
+        key=f"{fingerprint}:{adapted.start}:{spec.dtype}",
     )
+    checkpoints = work / "checkpoints" / checkpoint_key(spec, train_packs, fingerprint)
     with Progress(console=console) as progress:
         states.compute(decoder, [*train_packs, *tuning_packs], adapted.start, progress)
 
@@ -124,11 +122,14 @@ def train_skill(
             decoder, model.lm_head, _new_head(manifest, hidden), spec.evidence_weight
         )
         before = measure_packs(pack_model, tuning_packs, states, manifest)
-        history = _fit(pack_model, train_packs, states, spec, work, console)
+        history = fit(
+            pack_model, train_packs, states, spec, checkpoints=checkpoints, console=console
+        )
         pack_model.eval()
         shift_to_best_threshold(pack_model, tuning_packs, states, manifest)
         after = measure_packs(pack_model, tuning_packs, states, manifest)
-    folder = _save(skill, peft_model, pack_model.head, fingerprint)
+    folder = _save(skill, peft_model, pack_model.head, fingerprint, getattr(torch, spec.dtype))
+    shutil.rmtree(checkpoints.parent, ignore_errors=True)
     metrics = _metrics(spec, split, settings, fingerprint, train_packs)
     metrics |= {
         "seconds": round(time.monotonic() - started, 1),
@@ -184,163 +185,18 @@ def _new_head(manifest: Manifest, hidden: int) -> Head | None:
     return None
 
 
-# ---------------------------------------------------------------- fitting
-
-
-class _Packs(torch.utils.data.Dataset[dict[str, Any]]):
-    def __init__(self, packs: Sequence[Pack], states: LowerStates) -> None:
-        self._packs, self._states = packs, states
-
-    def __len__(self) -> int:
-        return len(self._packs)
-
-    def __getitem__(self, at: int) -> dict[str, Any]:
-        pack = self._packs[at]
-        return {"pack": pack, "lower": self._states.get(pack)}
-
-
-class _PackTrainer(Trainer):
-    """Trainer whose checkpoints hold the trained tensors only, not the frozen backbone's."""
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: t.contiguous() for name, t in trained_tensors(self.model).items()},
-            folder / _TRAINED,
-        )
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        saved = load_file(Path(resume_from_checkpoint) / _TRAINED)
-        with torch.no_grad():
-            for name, parameter in trained_tensors(self.model).items():
-                parameter.copy_(saved[name])
-
-
-class _Clock(TrainerCallback):
-    """Ends training when its minutes are over."""
-
-    def __init__(self, minutes: float) -> None:
-        self._end = time.monotonic() + 60 * minutes
-
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> TrainerControl:
-        if time.monotonic() > self._end:
-            control.should_training_stop = True
-        return control
-
-
-class _Report(TrainerCallback):
-    """Shows the loss as it falls."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if logs and "loss" in logs:
-            self._console.print(
-                f"step {state.global_step}/{state.max_steps}  "
-                f"loss {float(logs['loss']):.4f}  rate {float(logs['learning_rate']):.2e}"
-            )
-
-
-def _fit(
-    model: PackModel,
-    packs: Sequence[Pack],
-    states: LowerStates,
-    spec: TrainSpec,
-    work: Path,
-    console: Console,
-) -> list[dict[str, float]]:
-    head = set(model.head.parameters()) if model.head is not None else set()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in trained if p not in head], "lr": spec.learning_rate},
-            {"params": list(head), "lr": spec.head_learning_rate},
-        ],
-        weight_decay=0.01,
-    )
-    steps = max(1, round(spec.epochs * len(packs) / spec.packs_per_step))
-    warm = max(1, steps // 20)
-    began = time.monotonic()
-
-    def rate(step: int) -> float:
-        """Up, then down to nothing when the steps or the minutes are used up."""
-        done = step / steps
-        if spec.max_minutes is not None:
-            done = max(done, (time.monotonic() - began) / (60 * spec.max_minutes))
-        return min((step + 1) / warm, max(0.0, 1.0 - done))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    checkpoints = work / "checkpoints"
-    callbacks: list[TrainerCallback] = [_Report(console)]
-    if spec.max_minutes is not None:
-        callbacks.append(_Clock(spec.max_minutes))
-    trainer = _PackTrainer(
-        model=model,
-        args=TrainingArguments(
-            output_dir=str(checkpoints),
-            per_device_train_batch_size=1,
-            gradient_accumulation_steps=spec.packs_per_step,
-            max_steps=steps,
-            max_grad_norm=1.0,
-            save_steps=25,
-            save_total_limit=2,
-            logging_steps=10,
-            report_to="none",
-            remove_unused_columns=False,
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-            use_cpu=True,
-            seed=spec.seed,
-            data_seed=spec.seed,
-        ),
-        train_dataset=_Packs(packs, states),
-        data_collator=lambda items: items[0],
-        optimizers=(optimizer, schedule),
-        callbacks=callbacks,
-    )
-    trainer.remove_callback(_printer())
-    resume = any(checkpoints.glob("checkpoint-*"))
-    trainer.train(resume_from_checkpoint=resume or None)
-    history = [
-        {"step": entry["step"], "loss": round(float(entry["loss"]), 5)}
-        for entry in trainer.state.log_history
-        if "loss" in entry
-    ]
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return history
-
-
-def _printer() -> type[TrainerCallback]:
-    from transformers.trainer_callback import PrinterCallback
-
-    return PrinterCallback
-
-
 # ---------------------------------------------------------------- results
 
 
-def _save(skill: Path, model: PeftModel, head: Head | None, fingerprint: str) -> Path:
+def _save(
+    skill: Path, model: PeftModel, head: Head | None, fingerprint: str, dtype: torch.dtype
+) -> Path:
     """Write adapter and head into the skill folder, each file whole or not at all."""
     fresh = skill / ".fresh"
     model.save_pretrained(str(fresh), safe_serialization=True)
     weights = fresh / "adapter_model.safetensors"
-    # bfloat16 halves what is stored; the adapter was trained against a bfloat16 backbone.
-    tensors = {name: t.to(torch.bfloat16).contiguous() for name, t in load_file(weights).items()}
+    # In the type of the backbone that it was trained against: bfloat16 halves what is stored.
+    tensors = {name: t.to(dtype).contiguous() for name, t in load_file(weights).items()}
     metadata = {"format": "pt", "agentkit.backbone": fingerprint}
     save_file(tensors, weights, metadata=metadata)
     config = fresh / "adapter_config.json"
@@ -366,7 +222,13 @@ def _metrics(
     import transformers
 
     return {
-        "backbone": {"name": settings.backbone, "fingerprint": fingerprint},
+        # A local folder's own name: where it lay on the machine that trained says nothing.
+        "backbone": {
+            "name": Path(settings.backbone).name
+            if Path(settings.backbone).is_dir()
+            else settings.backbone,
+            "fingerprint": fingerprint,
+        },
         "training": spec.model_dump(mode="json", exclude={"data"}),
         "data": list(split.sources),
         "packs": len(packs),

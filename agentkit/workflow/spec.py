@@ -85,7 +85,7 @@ class StepContext(_Frozen):
     """Template of the query."""
     top_k: int | None = Field(default=None, ge=1, le=1000)
     budget: int | None = Field(default=None, ge=32)
-    mode: Literal["auto", "whole", "excerpts", "none"] = "auto"
+    mode: Literal["auto", "whole", "windows", "excerpts", "none"] = "auto"
 
 
 class RetrySpec(_Frozen):

@@ -6,7 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from agentkit.adapters.heads import ChoiceHead, SpanLabelHead, build_head
+from agentkit.adapters.heads import (
+    ChoiceHead,
+    SpanLabelHead,
+    build_head,
+    question_features,
+    span_features,
+)
 from agentkit.errors import AdapterError
 from agentkit.testing import tiny_choice_head, tiny_label_head
 
@@ -16,38 +22,51 @@ def test_a_stored_head_answers_as_it_did(tmp_path: Path) -> None:
     save_file(head.state_dict(), tmp_path / "head.safetensors")
     again = build_head("choice", load_file(tmp_path / "head.safetensors"), where="x")
     assert isinstance(again, ChoiceHead)
-    question, spans = torch.randn(2, 24), torch.randn(5, 24)
+    question, spans = torch.randn(2, 48), torch.randn(5, 48)
     for ours, theirs in zip(again(question, spans), head(question, spans), strict=True):
         assert torch.equal(ours, theirs)
 
 
 def test_a_label_head_gives_a_logit_per_unit_and_label() -> None:
     head = tiny_label_head(24, 3, 2)
-    spans, tokens = head(torch.randn(5, 24, dtype=torch.bfloat16), torch.randn(7, 24))
+    spans, tokens = head(torch.randn(5, 48), torch.randn(7, 24, dtype=torch.bfloat16))
     assert spans.shape == (5, 3)
     assert tokens.shape == (7, 2)
-    assert spans.dtype == torch.float32
+    assert tokens.dtype == torch.float32
 
 
-def test_questions_answer_alike_with_shared_and_with_own_spans() -> None:
+def test_questions_answer_alike_together_and_alone() -> None:
     head = tiny_choice_head(24, 3)
-    question, spans = torch.randn(4, 24), torch.randn(6, 24)
-    shared = head(question, spans)
-    own = head(question, spans.expand(4, -1, -1))
-    for a, b in zip(shared, own, strict=True):
-        torch.testing.assert_close(a, b)
+    questions, spans = torch.randn(4, 48), torch.randn(6, 48)
+    choices, evidence = head(questions, spans)
+    for at in range(4):
+        alone = head(questions[at : at + 1], spans)
+        torch.testing.assert_close(alone[0][0], choices[at])
+        torch.testing.assert_close(alone[1][0], evidence[at])
 
 
-def test_masked_spans_play_no_part() -> None:
-    head = tiny_choice_head(24, 3)
-    question, spans = torch.randn(1, 24), torch.randn(6, 24)
-    mask = torch.tensor([[True, True, True, False, False, False]])
-    choice, _ = head(question, spans, mask)
-    torch.testing.assert_close(choice, head(question, spans[:3])[0])
+def test_a_span_is_read_at_its_end_and_over_its_own_words() -> None:
+    hidden = torch.randn(9, 24)
+    # Two spans: tokens 1-3 closed by 4, tokens 6-7 closed by 8; 0 and 5 are numbers.
+    both = span_features(hidden, [4, 8], [1, 2, 3, 6, 7])
+    second = span_features(hidden[5:], [3], [1, 2])
+    assert both.shape == (2, 48)
+    torch.testing.assert_close(both[1], second[0])
+
+
+def test_a_span_without_words_has_finite_features() -> None:
+    assert span_features(torch.randn(4, 24), [1, 3], [2]).isfinite().all()
+
+
+def test_a_question_is_read_at_its_end_and_over_its_words() -> None:
+    states = torch.randn(5, 24)
+    features = question_features(states)
+    assert features.shape == (48,)
+    torch.testing.assert_close(features[:24], question_features(states[-1:])[:24])
 
 
 def test_a_document_without_spans_still_gets_a_choice() -> None:
-    choice, evidence = tiny_choice_head(24, 3)(torch.randn(2, 24), torch.zeros(0, 24))
+    choice, evidence = tiny_choice_head(24, 3)(torch.randn(2, 48), torch.zeros(0, 48))
     assert choice.shape == (2, 3)
     assert evidence.shape == (2, 0)
     assert choice.isfinite().all()
@@ -72,5 +91,5 @@ def test_tensors_that_make_no_head_are_refused(kind: str, change: dict, message:
 
 
 def test_rare_labels_start_from_a_low_prior() -> None:
-    spans, _ = SpanLabelHead(24, 3, 2)(torch.zeros(1, 24), torch.zeros(1, 24))
+    spans, _ = SpanLabelHead(24, 3, 2)(torch.zeros(1, 48), torch.zeros(1, 24))
     assert spans.sigmoid().max() < 0.05

@@ -10,6 +10,7 @@ import pytest
 import torch
 from engine_material import QUESTIONS, SCHEMA, SENTENCES, Prompts, done, plain_prompt
 
+from agentkit.adapters.heads import question_features, span_features
 from agentkit.engine.backbone import load_backbone
 from agentkit.engine.engine import Engine
 from agentkit.errors import EngineError
@@ -191,7 +192,7 @@ def test_two_versions_of_a_skill_serve_side_by_side(
 # ---------------------------------------------------------------- readings and choices
 
 
-def test_a_choice_head_reads_the_last_state_of_the_separate_prompt(
+def test_a_choice_head_reads_the_states_of_the_separate_prompt(
     engine: Engine, skills: dict[str, Skill], prompts: Prompts
 ) -> None:
     skill = engine.loaded[skills["chooser"].digest]
@@ -202,7 +203,10 @@ def test_a_choice_head_reads_the_last_state_of_the_separate_prompt(
         hidden = engine.backbone.hidden_states(
             torch.tensor(prompt.ids), positions=torch.arange(len(prompt.ids))
         )
-        choice, evidence = skill.head(hidden[-1:], hidden[list(prompt.span_ends)])
+        question = question_features(hidden[prompt.question_start :])[None]
+        tokens = [at for at, _, _ in prompt.token_offsets]
+        spans = span_features(hidden, prompt.span_ends, tokens)
+        choice, evidence = skill.head(question, spans)
     engine._slots.activate(None)
     np.testing.assert_allclose(reading.choices, choice[0].softmax(-1), atol=1e-4)
     np.testing.assert_allclose(reading.evidence, evidence[0].sigmoid(), atol=1e-4)

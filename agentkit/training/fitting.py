@@ -1,0 +1,187 @@
+"""Packs to trained tensors: transformers' Trainer over a pack model, with small checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_callback import PrinterCallback
+
+from agentkit.training.lower import LowerStates
+from agentkit.training.model import PackModel, trained_tensors
+from agentkit.training.packs import Pack
+from agentkit.training.spec import TrainSpec
+
+_TRAINED = "trained.safetensors"
+
+
+class _Packs(torch.utils.data.Dataset[dict[str, Any]]):
+    def __init__(self, packs: Sequence[Pack], states: LowerStates) -> None:
+        self._packs, self._states = packs, states
+
+    def __len__(self) -> int:
+        return len(self._packs)
+
+    def __getitem__(self, at: int) -> dict[str, Any]:
+        pack = self._packs[at]
+        return {"pack": pack, "lower": self._states.get(pack)}
+
+
+class _PackTrainer(Trainer):
+    """Trainer whose checkpoints hold the trained tensors only, not the frozen backbone's."""
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {name: t.contiguous() for name, t in trained_tensors(self.model).items()},
+            folder / _TRAINED,
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        saved = load_file(Path(resume_from_checkpoint) / _TRAINED)
+        with torch.no_grad():
+            for name, parameter in trained_tensors(self.model).items():
+                parameter.copy_(saved[name])
+
+
+class _Clock(TrainerCallback):
+    """Ends training when its minutes are over."""
+
+    def __init__(self, minutes: float) -> None:
+        self._end = time.monotonic() + 60 * minutes
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> TrainerControl:
+        if time.monotonic() > self._end:
+            control.should_training_stop = True
+        return control
+
+
+class _Report(TrainerCallback):
+    """Shows the loss as it falls."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs and "loss" in logs:
+            self._console.print(
+                f"step {state.global_step}/{state.max_steps}  "
+                f"loss {float(logs['loss']):.4f}  rate {float(logs['learning_rate']):.2e}"
+            )
+
+
+def fit(
+    model: PackModel,
+    packs: Sequence[Pack],
+    states: LowerStates,
+    spec: TrainSpec,
+    *,
+    checkpoints: Path,
+    console: Console,
+) -> list[dict[str, float]]:
+    """Train what is trainable in `model`; returns the loss by step.
+
+    Goes on from the last whole checkpoint in `checkpoints`, and leaves one there every 25 steps.
+    """
+    head = set(model.head.parameters()) if model.head is not None else set()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in trained if p not in head], "lr": spec.learning_rate},
+            {"params": list(head), "lr": spec.head_learning_rate},
+        ],
+        weight_decay=0.01,
+    )
+    steps = max(1, round(spec.epochs * len(packs) / spec.packs_per_step))
+    warm = max(1, steps // 20)
+    began = time.monotonic()
+
+    def rate(step: int) -> float:
+        """Up, then down to nothing when the steps or the minutes are used up."""
+        done = step / steps
+        if spec.max_minutes is not None:
+            done = max(done, (time.monotonic() - began) / (60 * spec.max_minutes))
+        return min((step + 1) / warm, max(0.0, 1.0 - done))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    callbacks: list[TrainerCallback] = [_Report(console)]
+    if spec.max_minutes is not None:
+        callbacks.append(_Clock(spec.max_minutes))
+    trainer = _PackTrainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(checkpoints),
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=spec.packs_per_step,
+            max_steps=steps,
+            max_grad_norm=1.0,
+            save_steps=25,
+            save_total_limit=2,
+            logging_steps=10,
+            report_to="none",
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            use_cpu=True,
+            seed=spec.seed,
+            data_seed=spec.seed,
+        ),
+        train_dataset=_Packs(packs, states),
+        data_collator=lambda items: items[0],
+        optimizers=(optimizer, schedule),
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=_last_whole(checkpoints))
+    return [
+        {"step": entry["step"], "loss": round(float(entry["loss"]), 5)}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
+
+
+def checkpoint_key(spec: TrainSpec, packs: Sequence[Pack], backbone: str) -> str:
+    """Names what a training is of, so that a checkpoint of another one is never gone on from."""
+    digest = hashlib.sha256(f"{backbone}\n{spec.model_dump_json()}".encode())
+    for pack in packs:
+        digest.update(repr(pack).encode())
+    return digest.hexdigest()[:16]
+
+
+def _last_whole(checkpoints: Path) -> str | None:
+    """The newest checkpoint that was written to its end; Trainer writes its own state last."""
+    whole: dict[int, Path] = {}
+    for state in checkpoints.glob("checkpoint-*/trainer_state.json"):
+        try:
+            whole[int(json.loads(state.read_text(encoding="utf-8"))["global_step"])] = state.parent
+        except ValueError:
+            continue  # cut short when its process was killed
+    return str(whole[max(whole)]) if whole else None

@@ -1,0 +1,348 @@
+"""Completions to outputs: quotes are the document's own words, and schemas hold."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentkit.errors import InputError, OutputError
+from agentkit.output import check_input, fits, generation_schema, to_output
+from agentkit.prompt import build_prompt, encode_prompt, frame_of, number_spans, renumber
+from agentkit.retrieval.spans import split_spans
+from agentkit.skill.manifest import Manifest
+from agentkit.testing import tiny_tokenizer
+from agentkit.types import Completion, Document, EncodedPrompt, PromptSpan, Reading, Usage
+
+TOKENIZER = tiny_tokenizer()
+FRAME = frame_of(TOKENIZER)
+TEXT = "Acme Ltd. sells. Bolt Inc. buys in May. Nothing else is said. It ends here."
+
+EVIDENCE = {
+    "type": "array",
+    "items": {"type": "object", "required": ["quote", "start", "end", "score"]},
+}
+
+
+def manifest(**values: Any) -> Manifest:
+    return Manifest.model_validate({"name": "reader", "description": "Reads."} | values)
+
+
+def encode(text: str = TEXT, first: int = 0, last: int | None = None) -> EncodedPrompt:
+    document = Document("d" * 64, "x.txt", "text/plain", text, spans=split_spans(text))
+    spans: tuple[PromptSpan, ...] = renumber(number_spans(document)[first:last])
+    return encode_prompt(
+        TOKENIZER, build_prompt(FRAME, instructions="", question="Why?", spans=spans)
+    )
+
+
+def read(**parts: Any) -> Completion:
+    arrays = {name: np.asarray(part, dtype=np.float32) for name, part in parts.items()}
+    return Completion(usage=Usage(), reading=Reading(**arrays), finish="head")
+
+
+def written(value: Any) -> Completion:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return Completion(usage=Usage(), text=text)
+
+
+# ---------------------------------------------------------------- input
+
+
+TAKES_RULE = manifest(
+    input={"type": "object", "properties": {"rule": {"type": "string"}}, "required": ["rule"]}
+)
+
+
+def test_an_input_that_does_not_fit_says_where() -> None:
+    check_input(TAKES_RULE, {"rule": "R"})
+    with pytest.raises(InputError, match=r"skill reader: the input does not fit: rule: 3 is not"):
+        check_input(TAKES_RULE, {"rule": 3})
+    with pytest.raises(InputError, match="'rule' is a required property"):
+        check_input(TAKES_RULE, {})
+
+
+def test_a_skill_that_takes_a_text_takes_anything() -> None:
+    assert fits(manifest(), {"rule": "R", "n": 1})
+    assert fits(TAKES_RULE, {"rule": "R"})
+    assert not fits(TAKES_RULE, {"document": "D"})
+
+
+# ---------------------------------------------------------------- written answers
+
+
+QUOTING = manifest(
+    output={
+        "type": "object",
+        "properties": {
+            "why": {"x-quote": True},
+            "more": {"type": "array", "items": {"x-quote": True}},
+            "note": {"type": "string", "maxLength": 20},
+        },
+        "required": ["why"],
+    }
+)
+
+
+def test_free_text_is_stripped_and_unconstrained() -> None:
+    assert generation_schema(manifest(), 3) is None
+    assert to_output(manifest(), [(encode(), written(" Fine.\n"))]) == "Fine."
+
+
+def test_a_bounded_text_is_written_as_json() -> None:
+    bounded = manifest(output={"type": "string", "maxLength": 10})
+    assert generation_schema(bounded, 0) == {"type": "string", "maxLength": 10}
+    assert to_output(bounded, [(encode(), written('"Fine."'))]) == "Fine."
+
+
+def test_the_model_writes_span_numbers_where_the_output_quotes() -> None:
+    schema = generation_schema(QUOTING, 4)
+    number = {"type": "integer", "minimum": 1, "maximum": 4}
+    assert schema is not None
+    assert schema["properties"]["why"] == number
+    assert schema["properties"]["more"]["items"] == number
+
+
+def test_span_numbers_become_verbatim_quotes_with_offsets() -> None:
+    output = to_output(
+        QUOTING, [(encode(), written({"why": 2, "more": [1, 4], "note": "see 2"}))]
+    )
+    for quote in (output["why"], *output["more"]):
+        assert TEXT[quote["start"] : quote["end"]] == quote["quote"]
+    assert [q["quote"] for q in output["more"]] == [
+        TEXT[s.start : s.end] for s in (split_spans(TEXT)[0], split_spans(TEXT)[3])
+    ]
+    assert output["note"] == "see 2"
+
+
+@pytest.mark.parametrize("number", [0, -1, 99])
+def test_a_span_number_that_was_not_shown_is_an_output_error(number: int) -> None:
+    with pytest.raises(OutputError, match=f"span {number} is quoted"):
+        to_output(QUOTING, [(encode(), written({"why": number}))])
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("{", "skill reader: the answer is not JSON"),
+        ({"why": "my own words"}, "does not meet the output schema: why:"),
+        ({"note": "x"}, "'why' is a required property"),
+        ({"why": 1, "note": "n" * 21}, "note: .* is too long"),
+    ],
+)
+def test_an_answer_outside_its_schema_is_an_output_error(answer: Any, message: str) -> None:
+    with pytest.raises(OutputError, match=message):
+        to_output(QUOTING, [(encode(), written(answer))])
+
+
+# ---------------------------------------------------------------- choices
+
+
+def chooser(**answer: Any) -> Manifest:
+    return manifest(
+        answer={
+            "kind": "choice",
+            "choices": ["yes", "no", "silent"],
+            "evidence_field": "evidence",
+            "evidence_limit": 2,
+            "no_evidence": ["silent"],
+        }
+        | answer,
+        output={
+            "type": "object",
+            "properties": {"answer": {"enum": ["yes", "no", "silent"]}, "evidence": EVIDENCE},
+            "required": ["answer", "score"],
+        },
+    )
+
+
+def test_a_choice_comes_with_its_probability_and_the_spans_above_the_threshold() -> None:
+    reading = read(choices=[0.1, 0.7, 0.2], evidence=[0.6, 0.1, 0.4, 0.9])
+    output = to_output(chooser(), [(encode(), reading)])
+    assert (output["answer"], output["score"]) == ("no", 0.7)
+    assert [e["score"] for e in output["evidence"]] == [0.6, 0.9]
+    assert [e["start"] for e in output["evidence"]] == sorted(
+        e["start"] for e in output["evidence"]
+    )
+
+
+def test_evidence_is_limited_to_the_best_spans() -> None:
+    reading = read(choices=[0.8, 0.1, 0.1], evidence=[0.6, 0.7, 0.8, 0.9])
+    evidence = to_output(chooser(), [(encode(), reading)])["evidence"]
+    assert [e["score"] for e in evidence] == [0.8, 0.9]
+
+
+def test_at_least_the_best_span_is_given() -> None:
+    reading = read(choices=[0.8, 0.1, 0.1], evidence=[0.1, 0.3, 0.2, 0.0])
+    evidence = to_output(chooser(), [(encode(), reading)])["evidence"]
+    assert [e["score"] for e in evidence] == [0.3]
+
+
+def test_a_choice_that_nothing_speaks_of_has_no_evidence() -> None:
+    reading = read(choices=[0.1, 0.1, 0.8], evidence=[0.9, 0.9, 0.9, 0.9])
+    assert to_output(chooser(), [(encode(), reading)])["evidence"] == []
+
+
+def test_all_scores_gives_every_span_whatever_the_choice() -> None:
+    reading = read(choices=[0.1, 0.1, 0.8], evidence=[0.9, 0.0, 0.2, 0.1])
+    evidence = to_output(chooser(), [(encode(), reading)], all_scores=True)["evidence"]
+    assert [e["score"] for e in evidence] == pytest.approx([0.9, 0.0, 0.2, 0.1])
+
+
+def test_of_several_windows_the_one_that_speaks_of_it_decides() -> None:
+    silent = (encode(last=2), read(choices=[0.01, 0.04, 0.95], evidence=[0.9, 0.9]))
+    speaks = (encode(first=2), read(choices=[0.2, 0.5, 0.3], evidence=[0.2, 0.7]))
+    for answers in ([silent, speaks], [speaks, silent]):
+        output = to_output(chooser(), answers)
+        assert output["answer"] == "no"
+        assert [e["quote"] for e in output["evidence"]] == ["It ends here."]
+
+
+def test_without_a_silent_choice_the_surest_window_decides() -> None:
+    unsure = (encode(last=2), read(choices=[0.4, 0.35, 0.25], evidence=[0.9, 0.9]))
+    sure = (encode(first=2), read(choices=[0.05, 0.9, 0.05], evidence=[0.2, 0.7]))
+    for answers in ([unsure, sure], [sure, unsure]):
+        assert to_output(chooser(no_evidence=[]), answers)["answer"] == "no"
+
+
+def test_a_choice_by_likelihood_takes_the_likeliest() -> None:
+    likely = manifest(
+        answer={"kind": "choice", "choices": ["a", "b"], "scoring": "likelihood", "field": "pick"},
+        output={"type": "object", "required": ["pick", "score"]},
+    )
+    completion = Completion(usage=Usage(), choices={"a": 0.25, "b": 0.75})
+    assert to_output(likely, [(encode(), completion)]) == {"pick": "b", "score": 0.75}
+
+
+def test_a_document_without_spans_gets_a_choice_without_evidence() -> None:
+    reading = read(choices=[0.8, 0.1, 0.1], evidence=np.zeros(0))
+    assert to_output(chooser(), [(encode(""), reading)])["evidence"] == []
+
+
+def test_a_choice_outside_the_output_schema_is_an_output_error() -> None:
+    narrow = chooser().model_copy(update={"output": {"properties": {"answer": {"enum": ["no"]}}}})
+    reading = read(choices=[0.8, 0.1, 0.1], evidence=[0.1] * 4)
+    with pytest.raises(OutputError, match="answer: 'yes' is not one of"):
+        to_output(narrow, [(encode(), reading)])
+
+
+# ---------------------------------------------------------------- marks
+
+MARKS = {
+    "kind": "marks",
+    "labels": [
+        {"name": "duty"},
+        {"name": "end", "threshold": 0.8, "limit": 1},
+        {"name": "party", "unit": "token"},
+    ],
+    "fields": {
+        "clauses": {"label_key": "kind", "quote_key": "quote", "labels": ["duty", "end"]},
+        "names": {"label_key": "name", "quote_key": "value", "labels": ["party"]},
+    },
+}
+LABELLER = manifest(answer=MARKS, output={"type": "object", "required": ["clauses", "names"]})
+
+
+def token_scores(encoded: EncodedPrompt, words: dict[str, float], text: str = TEXT) -> np.ndarray:
+    """`(tokens, 1)`: a word's score on every token that lies in it, else nothing."""
+    scores = np.zeros((len(encoded.token_offsets), 1), dtype=np.float32)
+    for word, score in words.items():
+        start = text.index(word)
+        for row, (_, left, right) in enumerate(encoded.token_offsets):
+            if left < start + len(word) and start < right:
+                scores[row] = score
+    return scores
+
+
+def labels(encoded: EncodedPrompt, rows: list[list[float]], words: dict[str, float]) -> Completion:
+    return read(span_labels=rows, token_labels=token_scores(encoded, words))
+
+
+def test_spans_above_their_labels_threshold_are_marked() -> None:
+    encoded = encode()
+    rows = [[0.9, 0.0], [0.5, 0.0], [0.49, 0.79], [0.0, 0.95]]
+    output = to_output(LABELLER, [(encoded, labels(encoded, rows, {}))])
+    assert [(m["kind"], m["score"]) for m in output["clauses"]] == [
+        ("duty", 0.9),
+        ("duty", 0.5),
+        ("end", 0.95),
+    ]
+    assert output["names"] == []
+
+
+def test_a_label_keeps_its_best_marks_over_all_windows() -> None:
+    parts = [(encode(last=2), [[0, 0.85], [0, 0.0]]), (encode(first=2), [[0, 0.0], [0, 0.9]])]
+    answers = [(e, labels(e, rows, {})) for e, rows in parts]
+    output = to_output(LABELLER, answers)
+    assert [m["quote"] for m in output["clauses"]] == ["It ends here."]
+
+
+def test_a_run_of_tokens_becomes_one_mark_without_its_punctuation() -> None:
+    encoded = encode()
+    output = to_output(
+        LABELLER, [(encoded, labels(encoded, [[0, 0]] * 4, {" Bolt Inc.": 0.75, "Acme": 0.6}))]
+    )
+    assert [(m["value"], m["score"]) for m in output["names"]] == [
+        ("Acme", 0.6),
+        ("Bolt Inc.", 0.75),
+    ]
+    for mark in output["names"]:
+        assert TEXT[mark["start"] : mark["end"]] == mark["value"]
+
+
+def test_a_run_never_crosses_a_span() -> None:
+    encoded = encode()
+    scores = np.full((len(encoded.token_offsets), 1), 0.9)
+    completion = read(span_labels=[[0, 0]] * 4, token_labels=scores)
+    names = to_output(LABELLER, [(encoded, completion)])["names"]
+    assert len(names) == len(encoded.prompt.spans)
+    for mark, span in zip(names, encoded.prompt.spans, strict=True):
+        assert span.start <= mark["start"] < mark["end"] <= span.end
+
+
+def test_a_run_below_the_threshold_is_no_mark_but_all_scores_shows_it() -> None:
+    encoded = encode()
+    completion = labels(encoded, [[0.1, 0.2]] * 4, {"Acme": 0.3})
+    assert to_output(LABELLER, [(encoded, completion)]) == {"clauses": [], "names": []}
+    output = to_output(LABELLER, [(encoded, completion)], all_scores=True)
+    assert len(output["clauses"]) == 8  # every span for every label, beyond the limit too
+    assert [m["value"] for m in output["names"]] == ["Acme"]
+
+
+def test_marks_of_all_windows_stand_in_document_order() -> None:
+    first, second = encode(last=2), encode(first=2)
+    rows = [[0.9, 0.0], [0.9, 0.0]]
+    answers = [(second, labels(second, rows, {})), (first, labels(first, rows, {}))]
+    starts = [m["start"] for m in to_output(LABELLER, answers)["clauses"]]
+    assert starts == sorted(starts)
+    assert len(starts) == 4
+
+
+@given(
+    st.text(st.sampled_from("aB .,;()\n\u00e9\u4e2d\U0001f600\u201c"), max_size=80),
+    st.data(),
+)
+def test_every_quote_is_the_documents_text_at_its_offsets(text: str, data: st.DataObject) -> None:
+    encoded = encode(text)
+    score = st.sampled_from([0.0, 0.3, 0.6, 0.9])
+
+    def some(rows: int, columns: int) -> np.ndarray:
+        drawn = data.draw(st.lists(score, min_size=rows * columns, max_size=rows * columns))
+        return np.array(drawn, dtype=np.float32).reshape(rows, columns)
+
+    spans = len(encoded.prompt.spans)
+    marks = read(span_labels=some(spans, 2), token_labels=some(len(encoded.token_offsets), 1))
+    choice = read(choices=[0.8, 0.1, 0.1], evidence=some(spans, 1)[:, 0])
+    for all_scores in (False, True):
+        output = to_output(LABELLER, [(encoded, marks)], all_scores=all_scores)
+        quotes = [(m["quote"], m) for m in output["clauses"]]
+        quotes += [(m["value"], m) for m in output["names"]]
+        answer = to_output(chooser(), [(encoded, choice)], all_scores=all_scores)
+        quotes += [(e["quote"], e) for e in answer["evidence"]]
+        for quote, place in quotes:
+            assert quote
+            assert text[place["start"] : place["end"]] == quote

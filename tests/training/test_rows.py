@@ -1,0 +1,154 @@
+"""Sources to rows, and the split by document."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentkit.errors import InputError
+from agentkit.training.rows import Row, _split, load_rows, rows_from_jsonl
+from agentkit.training.spec import DataSpec, TrainSpec
+
+LONG = "This is a document of its own. " * 20
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def spec(**source: Any) -> TrainSpec:
+    return TrainSpec(data=(DataSpec(**source),))
+
+
+def load(folder: Path, **source: Any):
+    return load_rows(spec(**source), skill=folder, data_dir=folder)
+
+
+# ---------------------------------------------------------------- split
+
+groups = st.lists(st.text("abcdef", min_size=1, max_size=6), min_size=1, max_size=40)
+
+
+@given(groups, st.floats(0.0, 0.9), st.none() | st.integers(1, 10))
+def test_a_split_never_parts_a_group(names: list[str], tuning: float, limit: int | None) -> None:
+    rows = [Row({"n": n}, None, name) for n, name in enumerate(names)]
+    train, held = _split(rows, DataSpec(path="x", tuning=tuning, limit=limit))
+    left, right = {row.group for row in train}, {row.group for row in held}
+    assert not left & right
+    assert len(left | right) == min(len(set(names)), limit or len(names))
+    kept = left | right
+    assert len(train) + len(held) == sum(row.group in kept for row in rows)
+    if tuning == 0:
+        assert not held
+
+
+@given(groups, groups)
+def test_more_rows_move_no_group_to_the_other_side(names: list[str], more: list[str]) -> None:
+    source = DataSpec(path="x", tuning=0.3)
+    before = _split([Row({}, None, name) for name in names], source)
+    after = _split([Row({}, None, name) for name in [*more, *names]], source)
+    for small, large in zip(before, after, strict=True):
+        assert {row.group for row in small} <= {row.group for row in large}
+
+
+# ---------------------------------------------------------------- JSONL
+
+
+def test_rows_over_one_document_are_one_group(tmp_path: Path) -> None:
+    rows = rows_from_jsonl(
+        write(
+            tmp_path / "rows.jsonl",
+            [
+                {"input": {"rule": "a", "document": LONG}, "expected": {"x": 1}},
+                {"input": {"rule": "b", "document": LONG}},
+                {"input": {"rule": "b", "document": LONG + "more"}},
+                {"input": {"rule": "a"}},
+                {"input": {"rule": "b"}},
+            ],
+        )
+    )
+    first, second, third, fourth, fifth = (row.group for row in rows)
+    assert first == second
+    assert len({first, third, fourth, fifth}) == 4
+    assert rows[0].expected == {"x": 1}
+    assert rows[1].expected is None
+
+
+@pytest.mark.parametrize("row", [{"expected": 1}, [1], "words"])
+def test_a_row_without_input_is_named_by_its_line(tmp_path: Path, row: Any) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"input": {}}, row])
+    with pytest.raises(InputError, match=r"rows\.jsonl:2: a row is"):
+        rows_from_jsonl(path)
+
+
+# ---------------------------------------------------------------- sources
+
+
+def test_a_source_is_recorded_with_its_digest_and_counts(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", [{"input": {"n": n}, "expected": {}} for n in range(50)])
+    split = load(tmp_path, path="rows.jsonl", tuning=0.3)
+    (source,) = split.sources
+    assert source["source"] == "rows.jsonl"
+    assert len(source["sha256"]) == 64
+    assert source["train_rows"] + source["tuning_rows"] == 50
+    assert 0 < source["tuning_rows"] < 50
+    again = load(tmp_path, path="rows.jsonl", tuning=0.3)
+    assert again == split
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"path": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"path": "empty.jsonl"}, "empty.jsonl: no rows"),
+        ({}, "a source needs `path` or `dataset`"),
+        ({"dataset": "nothing"}, "unknown data set 'nothing'"),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_an_input_error(
+    tmp_path: Path, source: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(InputError) as raised:
+        load(tmp_path, **source)
+    assert message in str(raised.value)
+
+
+@pytest.fixture
+def summaries(tmp_path: Path) -> Path:
+    folder = tmp_path / "plain_english"
+    folder.mkdir()
+    row = {"doc": 1, "original": "It is governed by law.", "summary": "There is a law."}
+    import gzip
+
+    (folder / "tldrlegal.jsonl.gz").write_bytes(gzip.compress(json.dumps(row).encode()))
+    return tmp_path
+
+
+def test_records_are_mapped_by_expressions(summaries: Path) -> None:
+    split = load(
+        summaries,
+        dataset="tldrlegal",
+        tuning=0.0,
+        input={"text": "original", "none": "none", "parts": {"n": "original | length"}, "one": 1},
+        expected={"said": ["summary ~ '!'", "{'a': 'b'}['a']"]},
+    )
+    (row,) = split.train
+    assert row.input == {"text": "It is governed by law.", "parts": {"n": 22}, "one": 1}
+    assert row.expected == {"said": ["There is a law.!", "b"]}
+    assert split.sources[0]["license"] == "Apache-2.0"
+
+
+@pytest.mark.parametrize(
+    "expression", ["missing_field", "original[", "original.__class__.__mro__", "original + 1"]
+)
+def test_a_mapping_that_fails_is_an_input_error(summaries: Path, expression: str) -> None:
+    with pytest.raises(InputError) as raised:
+        load(summaries, dataset="tldrlegal", input={"text": expression})
+    assert str(raised.value).startswith("train.yaml: ")

@@ -1,0 +1,396 @@
+"""A whole training: it learns, what it leaves is PEFT's own, and serving gives the same numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from rich.console import Console
+from rich.progress import Progress
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from agentkit.adapters.heads import build_head
+from agentkit.adapters.weights import BACKBONE_KEY, check_adapter
+from agentkit.engine.engine import Engine
+from agentkit.errors import InputError, SkillError
+from agentkit.output import to_output
+from agentkit.prompt import encode_prompt, frame_of, number_spans, skill_prompt
+from agentkit.retrieval.loaders import document_from_text
+from agentkit.skill.folder import Skill, load_skill
+from agentkit.testing import TinyBackbone
+from agentkit.training.attention import use_block_attention
+from agentkit.training.lower import LowerStates, layers_only
+from agentkit.training.model import PackModel
+from agentkit.training.packs import Pack, Packer
+from agentkit.training.rows import Row
+from agentkit.training.train import Trained, train_skill
+from agentkit.types import EncodedPrompt, Generation, Request
+
+KINDS = ("choice", "marks", "generate", "likelihood")
+WORDS = ("red", "blue")
+
+
+def train(toy: Any) -> tuple[Trained, str]:
+    """The training's results and what it printed."""
+    said = StringIO()
+    trained = train_skill(
+        toy.folder,
+        settings=toy.settings,
+        data_dir=toy.folder,
+        console=Console(file=said, width=200),
+    )
+    return trained, said.getvalue()
+
+
+@dataclass(frozen=True)
+class Done:
+    toy: Any
+    trained: Trained
+    said: str
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def done(request, make_toy: Callable[..., Any], tmp_path_factory) -> Done:
+    """One training of each kind, looked at by every test below."""
+    toy = make_toy(request.param, tmp_path_factory.mktemp(request.param))
+    return Done(toy, *train(toy))
+
+
+@pytest.fixture(scope="module")
+def served(done: Done):
+    """The trained skill in an engine."""
+    skill = load_skill(done.toy.folder)
+    with Engine.open(done.toy.settings) as engine:
+        engine.load(skill)
+        yield engine, skill
+
+
+class Model:
+    """The pack model as training left it, put together from the files that it wrote."""
+
+    def __init__(self, toy: Any, work: Path) -> None:
+        path = toy.settings.backbone
+        self.model: Any = AutoModelForCausalLM.from_pretrained(path, local_files_only=True).eval()
+        use_block_attention(self.model)
+        self.work = work
+        self.peft = PeftModel.from_pretrained(self.model, str(toy.folder)).eval()
+        self.head = None
+        weights = toy.folder / "head.safetensors"
+        if weights.exists():
+            with safe_open(weights, framework="pt") as file:
+                kind = file.metadata()["agentkit.head"]
+            self.head = build_head(kind, load_file(weights), where="head")
+
+    def states(self, pack: Pack) -> torch.Tensor:
+        decoder = self.model.model
+        lower = LowerStates(self.work / "lower", hidden=48, key="k", dtype=torch.float32)
+        with Progress(disable=True) as progress:
+            lower.compute(decoder, [pack], 2, progress)
+        with layers_only(decoder, range(2, 4), final_norm=True), torch.inference_mode():
+            return PackModel(decoder, self.model.lm_head, self.head, 1.0).states(
+                pack, lower.get(pack)
+            )
+
+    def likelihood(self, prompt: EncodedPrompt, answer: list[int]) -> float:
+        ids = [*prompt.ids, *answer]
+        pack = Pack(ids=ids, branch=[0] * len(ids), positions=list(range(len(ids))))
+        with torch.inference_mode():
+            logits = self.model.lm_head(self.states(pack)).log_softmax(-1)
+        at = len(prompt.ids) - 1
+        return float(sum(logits[at + i, token] for i, token in enumerate(answer)))
+
+
+def prompts(skill: Skill, toy: Any, tokenizer: Any) -> list[EncodedPrompt]:
+    result = []
+    for row in toy.rows[:4]:
+        text = row["input"].get("document")
+        spans = number_spans(document_from_text(text)) if text else ()
+        prompt = skill_prompt(frame_of(tokenizer), skill.manifest, row["input"], spans)
+        result.append(encode_prompt(tokenizer, prompt))
+    return result
+
+
+# ---------------------------------------------------------------- what it leaves
+
+
+def test_the_loss_falls(done: Done) -> None:
+    history = [entry["loss"] for entry in done.trained.metrics["loss"]]
+    assert len(history) >= 3
+    assert history[-1] < 0.7 * history[0]
+    assert "loss" in done.said
+
+
+def test_it_leaves_adapter_head_figures_and_card(done: Done) -> None:
+    folder = done.toy.folder
+    names = {path.name for path in folder.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "metrics.json", "README.md"} <= names
+    assert ("head.safetensors" in names) == (done.toy.kind in ("choice", "marks"))
+    assert not any(name.startswith(".") for name in names)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics == done.trained.metrics
+    assert metrics["data"][0]["source"] == "rows.jsonl"
+    assert metrics["training"]["layers"] == "2-3"
+    assert "rows.jsonl" in (folder / "README.md").read_text()
+
+
+def test_nothing_it_leaves_names_the_machine(done: Done) -> None:
+    for name in ("adapter_config.json", "metrics.json", "README.md"):
+        text = (done.toy.folder / name).read_text()
+        assert str(done.toy.folder.parent) not in text
+        assert done.toy.settings.backbone not in text
+    config = json.loads((done.toy.folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] is None
+    assert config["layers_to_transform"] == [2, 3]
+
+
+def test_the_adapter_remembers_its_backbone(done: Done, tiny_backbone: TinyBackbone) -> None:
+    with safe_open(done.toy.folder / "adapter_model.safetensors", framework="pt") as file:
+        assert file.metadata()[BACKBONE_KEY] == tiny_backbone.fingerprint
+    assert done.trained.metrics["backbone"] == {
+        "name": tiny_backbone.path.name,
+        "fingerprint": tiny_backbone.fingerprint,
+    }
+
+
+def test_no_checkpoint_is_left_but_the_lower_states_are(done: Done) -> None:
+    work = done.toy.settings.home / "training" / "toy-skill"
+    assert sorted(path.name for path in work.iterdir()) == ["lower-states.bin", "lower-states.index"]
+
+
+def test_the_untrained_and_the_trained_are_measured_on_the_tuning_rows(done: Done) -> None:
+    tuning = done.trained.metrics["tuning"]
+    figure = {"choice": "accuracy", "marks": "mean_average_precision"}.get(done.toy.kind, "loss")
+    if done.trained.metrics["data"][0]["tuning_rows"]:
+        assert figure in tuning["untrained"]
+        assert figure in tuning["trained"]
+    else:
+        assert tuning == {"untrained": {}, "trained": {}}
+
+
+def test_the_folder_passes_the_checks_of_a_served_skill(done: Done) -> None:
+    skill = load_skill(done.toy.folder)
+    check_adapter(skill)
+    assert skill.head == (done.toy.kind in ("choice", "marks"))
+
+
+def test_peft_loads_every_tensor_of_it(done: Done, tiny_backbone: TinyBackbone) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_backbone.path, local_files_only=True)
+    model = PeftModel.from_pretrained(base, str(done.toy.folder))
+    saved = load_file(done.toy.folder / "adapter_model.safetensors")
+    held = {
+        name.replace(".default", ""): tensor
+        for name, tensor in model.state_dict().items()
+        if "lora_" in name
+    }
+    assert held.keys() == saved.keys()
+    assert all(torch.equal(held[name], saved[name].float()) for name in saved)
+    assert any("lora_B" in name and saved[name].abs().sum() > 0 for name in saved)
+
+
+# ---------------------------------------------------------------- serving equals training
+
+
+def test_the_engine_gives_the_numbers_of_the_trained_model(
+    done: Done, served: tuple[Engine, Skill], tmp_path: Path
+) -> None:
+    engine, skill = served
+    model = Model(done.toy, tmp_path)
+    encoded = prompts(skill, done.toy, engine.tokenizer)
+    if done.toy.kind in ("choice", "marks"):
+        completions = engine.run([Request(e, adapter=skill.digest, read=True) for e in encoded])
+    else:
+        completions = engine.run(
+            [Request(e, adapter=skill.digest, choices=WORDS) for e in encoded]
+        )
+    tokenizer = AutoTokenizer.from_pretrained(done.toy.settings.backbone)
+    packer = Packer(tokenizer, frame_of(tokenizer), skill.manifest, 256)
+    for row, prompt, completion in zip(done.toy.rows, encoded, completions, strict=False):
+        assert not isinstance(completion, Exception), completion
+        if done.toy.kind in ("generate", "likelihood"):
+            ids = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in WORDS]
+            scores = torch.tensor([model.likelihood(prompt, answer) for answer in ids])
+            wanted = scores.softmax(-1).tolist()
+            assert list(completion.choices.values()) == pytest.approx(wanted, abs=1e-3)
+            continue
+        (pack,) = packer.pack([Row(row["input"], row["expected"], "g")])
+        hidden = model.states(pack)
+        with torch.inference_mode():
+            if done.toy.kind == "choice":
+                choices, evidence = model.head(hidden[pack.answer_at], hidden[pack.span_ends])
+                pairs = [
+                    (completion.reading.choices, choices[0].softmax(-1)),
+                    (completion.reading.evidence, evidence[0].sigmoid()),
+                ]
+            else:
+                spans, tokens = model.head(hidden[pack.span_ends], hidden[pack.token_at])
+                pairs = [
+                    (completion.reading.span_labels, spans.sigmoid()),
+                    (completion.reading.token_labels, tokens.sigmoid()),
+                ]
+        for ours, theirs in pairs:
+            np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-3)
+
+
+def test_what_was_learnt_is_what_is_answered(done: Done, served: tuple[Engine, Skill]) -> None:
+    engine, skill = served
+    right = 0
+    encoded = prompts(skill, done.toy, engine.tokenizer)
+    for row, prompt in zip(done.toy.rows, encoded, strict=False):
+        request = Request(prompt, adapter=skill.digest)
+        if done.toy.kind in ("choice", "marks"):
+            request = Request(prompt, adapter=skill.digest, read=True)
+        elif done.toy.kind == "likelihood":
+            request = Request(prompt, adapter=skill.digest, choices=WORDS)
+        else:
+            request = Request(
+                prompt,
+                adapter=skill.digest,
+                schema=skill.manifest.output,
+                generation=Generation(max_tokens=60),
+            )
+        output = to_output(skill.manifest, [(prompt, engine.submit(request).result(60))])
+        if done.toy.kind == "marks":
+            text = row["input"]["document"]
+            assert all(text[m["start"] : m["end"]] == m["quote"] for m in output["marks"])
+            right += bool(output["marks"])
+        else:
+            wanted = row["expected"]
+            right += all(output[key] == wanted[key] for key in output if key in WORDS_OF_ANSWER)
+    assert right >= len(encoded) // 2
+
+
+WORDS_OF_ANSWER = ("answer", "said", "colour")
+
+
+# ---------------------------------------------------------------- killed, and called again
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from rich.console import Console
+from agentkit.settings import Settings
+from agentkit.training.train import train_skill
+
+folder, home, backbone = sys.argv[1:]
+train_skill(
+    Path(folder),
+    settings=Settings(home=home, backbone=backbone, dtype="float32", threads=1),
+    data_dir=Path(folder),
+    console=Console(file=sys.stdout, width=200),
+)
+"""
+
+
+def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
+    make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    toy = make_toy("generate", tmp_path / "killed", steps=70)
+    whole = make_toy("generate", tmp_path / "whole", steps=70)
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-u",
+            "-c",
+            SCRIPT,
+            str(toy.folder),
+            str(toy.settings.home),
+            toy.settings.backbone,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 30/"):  # the checkpoint of step 25 is written by then
+            break
+    process.send_signal(signal.SIGKILL)
+    process.stdout.close()
+    assert process.wait() == -signal.SIGKILL
+    assert not (toy.folder / "adapter_model.safetensors").exists()
+
+    (checkpoint,) = toy.settings.home.glob("training/toy-skill/checkpoints/*/checkpoint-25")
+    cut_short = checkpoint.with_name("checkpoint-999")  # as a kill amid writing leaves it
+    shutil.copytree(checkpoint, cut_short)
+    state = cut_short / "trainer_state.json"
+    state.write_text(state.read_text()[:40])
+
+    _, said = train(toy)
+    steps = [line.split("/")[0] for line in said.splitlines() if line.startswith("step ")]
+    assert steps[0] == "step 30"
+    trained, _ = train(whole)
+    ours, theirs = (
+        load_file(folder / "adapter_model.safetensors") for folder in (toy.folder, whole.folder)
+    )
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, atol=1e-5, rtol=1e-4)
+    resumed = json.loads((toy.folder / "metrics.json").read_text())
+    assert resumed["loss"] == pytest.approx(trained.metrics["loss"])
+
+
+def test_another_train_yaml_starts_afresh(make_toy: Callable[..., Any], tmp_path: Path) -> None:
+    toy = make_toy("likelihood", tmp_path, steps=10)
+    work = toy.settings.home / "training" / "toy-skill" / "checkpoints"
+    stale = work / ("0" * 16) / "checkpoint-25"
+    stale.mkdir(parents=True)
+    (stale / "trainer_state.json").write_text('{"global_step": 25}')
+    _, said = train(toy)
+    assert "step 10/10" in said
+    assert not work.exists()
+
+
+def test_training_ends_when_its_minutes_are_over(
+    make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    toy = make_toy("likelihood", tmp_path, steps=5000, max_minutes=0.001)
+    trained, _ = train(toy)
+    assert (toy.folder / "adapter_model.safetensors").exists()
+    assert max((h["step"] for h in trained.metrics["loss"]), default=0) < 5000
+
+
+# ---------------------------------------------------------------- what cannot be trained
+
+
+def rewrite(toy: Any, **changes: Any) -> None:
+    path = toy.folder / "train.yaml"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"layers": "2-9"}, SkillError, "is not a range within 0-3"),
+        ({"data": [{"path": "gone.jsonl"}]}, InputError, "gone.jsonl"),
+        ({"modules": ["no_such_proj"]}, SkillError, "no_such_proj"),
+        ({"data": [{"path": "rows.jsonl", "limit": 1, "tuning": 0.999}]}, InputError, "no pack"),
+    ],
+)
+def test_what_cannot_be_trained_says_why(
+    make_toy: Callable[..., Any],
+    tmp_path: Path,
+    changes: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    toy = make_toy("likelihood", tmp_path)
+    rewrite(toy, **changes)
+    with pytest.raises(error, match=message) as raised:
+        train(toy)
+    assert raised.value.exit_code == 2
+    assert not (toy.folder / "adapter_model.safetensors").exists()

@@ -1,0 +1,65 @@
+"""`train.yaml`: read whole, or refused with its file and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agentkit.errors import SkillError
+from agentkit.training.spec import TrainSpec, load_train_spec
+
+SMALLEST = "data: [{path: rows.jsonl}]\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "train.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_smallest_file_names_only_its_data(tmp_path: Path) -> None:
+    spec = load_train_spec(write(tmp_path, SMALLEST))
+    assert (spec.method, spec.layers, spec.data[0].path) == ("lora", "all", "rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "data: Field required"),
+        ("data: []\n", "data: Tuple should have at least 1 item"),
+        (SMALLEST + "rank: 0\n", "rank: Input should be greater than or equal to 1"),
+        (SMALLEST + "ranks: 8\n", "ranks: Extra inputs are not permitted"),
+        (SMALLEST + "method: magic\n", "method: Input should be 'lora'"),
+        (SMALLEST + "dtype: int8\n", "dtype: Input should be 'bfloat16' or 'float32'"),
+        ("data: [{path: a, limit: none}]\n", "data.0.limit: "),
+        ("data: [\n", "not valid YAML"),
+        ("just words\n", "Input should be a valid dictionary"),
+    ],
+)
+def test_a_bad_file_says_where_and_what(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(SkillError) as raised:
+        load_train_spec(path)
+    assert str(raised.value).startswith(f"{path}: ")
+    assert message in str(raised.value)
+    assert raised.value.exit_code == 2
+
+
+def test_a_missing_file_says_what_it_is_for(tmp_path: Path) -> None:
+    with pytest.raises(SkillError, match=r"train\.yaml: cannot read it \(a skill is trained from"):
+        load_train_spec(tmp_path / "train.yaml")
+
+
+@pytest.mark.parametrize(
+    ("layers", "wanted"),
+    [("all", range(30)), ("20-29", range(20, 30)), ("0-0", range(1)), ("7", range(7, 8))],
+)
+def test_layers_are_all_or_an_inclusive_range(layers: str, wanted: range) -> None:
+    assert TrainSpec(layers=layers, data=({"path": "x"},)).layer_range(30) == wanted
+
+
+@pytest.mark.parametrize("layers", ["20-30", "5-4", "-1", "upper", "1-x", ""])
+def test_layers_outside_the_backbone_are_refused(layers: str) -> None:
+    with pytest.raises(SkillError, match="is not a range within 0-29"):
+        TrainSpec(layers=layers, data=({"path": "x"},)).layer_range(30)
