@@ -99,9 +99,10 @@ class Kit:
                 part.close()
 
     def cancel(self) -> None:
-        """Withdraw what runs are computing, from any thread or a signal handler.
+        """End the runs under way, from any thread or a signal handler.
 
-        Their steps end with `CancelledError`; nothing of them is recorded, so runs can be resumed.
+        Steps end with `CancelledError`, of which nothing is recorded, so the runs can be resumed.
+        Workflows that were compiled before take no calls from then on.
         """
         for runner in tuple(self._runners):
             runner.cancel()

@@ -15,7 +15,7 @@ from threading import RLock
 
 from agentkit.context import EXCERPT_CHARS, ContextBuilder
 from agentkit.engine.engine import Engine, outcome_of
-from agentkit.errors import AgentkitError, InputError, RouteError
+from agentkit.errors import AgentkitError, CancelledError, InputError, RouteError
 from agentkit.output import Answered, check_input, fits, generation_schema, to_output
 from agentkit.prompt import (
     build_prompt,
@@ -65,7 +65,7 @@ class _Prepared:
 class Runner:
     """Turns step calls into results with a fixed set of skills. Safe for threads.
 
-    Stateful only in its collaborators; the skills are those of the moment it was made, so a run
+    Stateful in its collaborators, and in whether it was cancelled; the skills are those of the moment it was made, so a run
     keeps what it began with.
     """
 
@@ -85,7 +85,8 @@ class Runner:
         self._documents = documents
         self._context = ContextBuilder(engine, retriever, settings)
         self._under_way: set[Future[Completion]] = set()
-        self._changing = RLock()  # `cancel` may come from a signal handler
+        self._cancelled = False
+        self._changing = RLock()  # a signal handler may come while this thread holds it
 
     @property
     def skills(self) -> Mapping[str, Skill]:
@@ -98,8 +99,12 @@ class Runner:
         return [results[place] for place in range(len(calls))]
 
     def cancel(self) -> None:
-        """Withdraw every call under way, from any thread: each ends with a `CancelledError`."""
+        """Withdraw every call, under way or yet to come: each ends with a `CancelledError`.
+
+        May be called from any thread and from a signal handler.
+        """
         with self._changing:
+            self._cancelled = True
             under_way = tuple(self._under_way)
         for future in under_way:
             future.cancel()
@@ -127,8 +132,11 @@ class Runner:
         answered: SimpleQueue[Future[Completion]] = SimpleQueue()
         with self._changing:
             self._under_way.update(waiting)
+            cancelled = self._cancelled
         for future in waiting:
             future.add_done_callback(answered.put)
+            if cancelled:
+                future.cancel()
         left = {place: len(one.requests) for place, one in prepared.items()}
         since = began
         try:
@@ -224,6 +232,8 @@ class Runner:
 
     def _prepare(self, call: StepCall, route: Route) -> _Prepared | Exception:
         try:
+            if self._cancelled:
+                raise CancelledError("the call was withdrawn")
             skill, waits = self._decide(call, route)
             one = _Prepared(call, route, skill, waits=waits)
             if waits:
@@ -234,7 +244,7 @@ class Runner:
                 self._engine.load(skill)
                 self._prepare_skill(one, skill)
         except AgentkitError as error:
-            return error
+            return _at_step(error, call)
         return one
 
     def _prepare_skill(self, one: _Prepared, skill: Skill) -> None:
@@ -250,7 +260,7 @@ class Runner:
             shown, one.citations = self._context.of_skill(manifest, input, document, call.context)
         for spans in shown:
             prompt = skill_prompt(self._engine.frame, manifest, input, spans)
-            encoded = self._encode(prompt, call)
+            encoded = self._engine.encode(prompt)
             one.encoded.append(encoded)
             one.requests.append(_request(skill, encoded))
 
@@ -267,16 +277,9 @@ class Runner:
         prompt = build_prompt(
             self._engine.frame, instructions=call.instruction, question=question, spans=spans
         )
-        encoded = self._encode(prompt, call)
+        encoded = self._engine.encode(prompt)
         one.encoded.append(encoded)
         one.requests.append(Request(encoded, generation=Generation(max_tokens=128)))
-
-    def _encode(self, prompt: Prompt, call: StepCall) -> EncodedPrompt:
-        try:
-            return self._engine.encode(prompt)
-        except AgentkitError as error:
-            error.where = error.where or f"step {call.step}"
-            raise
 
     def _document(
         self, field: str | None, input: Mapping[str, Json]
@@ -319,8 +322,7 @@ class Runner:
             elif not one.waits:
                 output = (answers[0][1].text or "").strip()
         except AgentkitError as error:
-            error.where = f"step {one.call.step}, {error.where}" if error.where else one.call.step
-            return error
+            return _at_step(error, one.call)
         return StepResult(
             step=one.call.step,
             output=output,
@@ -333,6 +335,14 @@ class Runner:
             item=one.call.item,
             needs_human=one.waits,
         )
+
+
+def _at_step(error: AgentkitError, call: StepCall) -> AgentkitError:
+    """The error, naming its step too."""
+    step = f"step {call.step}"
+    if not (error.where or "").startswith(step):
+        error.where = f"{step}, {error.where}" if error.where else step
+    return error
 
 
 def _reference_field(input: Mapping[str, Json]) -> str | None:

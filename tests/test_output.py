@@ -108,9 +108,7 @@ def test_the_model_writes_span_numbers_where_the_output_quotes() -> None:
 
 
 def test_span_numbers_become_verbatim_quotes_with_offsets() -> None:
-    output = to_output(
-        QUOTING, [(encode(), written({"why": 2, "more": [1, 4], "note": "see 2"}))]
-    )
+    output = to_output(QUOTING, [(encode(), written({"why": 2, "more": [1, 4], "note": "see 2"}))])
     for quote in (output["why"], *output["more"]):
         assert TEXT[quote["start"] : quote["end"]] == quote["quote"]
     assert [q["quote"] for q in output["more"]] == [

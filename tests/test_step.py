@@ -178,9 +178,7 @@ def make_runner(
     settings: Settings,
 ):
     controller = Controller(retriever._encoder)
-    controller.fit(
-        {n: (s.manifest.description, s.manifest.utterances) for n, s in skills.items()}
-    )
+    controller.fit({n: (s.manifest.description, s.manifest.utterances) for n, s in skills.items()})
 
     def make(changed: Settings | None = None) -> Runner:
         return Runner(
@@ -460,7 +458,10 @@ def test_a_document_that_fits_is_given_whole(
 
 
 def test_a_longer_document_gives_excerpts_within_the_budget(
-    make_runner, settings: Settings, engine: Engine, agreement_text: str,
+    make_runner,
+    settings: Settings,
+    engine: Engine,
+    agreement_text: str,
     agreement_document: Document,
 ) -> None:
     small = settings.model_copy(update={"document_window": 64, "excerpt_budget": 70})
@@ -547,9 +548,7 @@ def test_a_reference_and_the_text_itself_give_the_same(
 # ---------------------------------------------------------------- together
 
 
-def test_calls_given_together_equal_calls_given_alone(
-    runner: Runner, agreement_text: str
-) -> None:
+def test_calls_given_together_equal_calls_given_alone(runner: Runner, agreement_text: str) -> None:
     calls = [
         *(
             call("rule-judge", input={"rule": rule, "document": agreement_text}, item=at)

@@ -59,9 +59,14 @@ def evaluate(
     from agentkit.kit import Kit
     from agentkit.training.rows import rows_from_jsonl
 
-    rows = rows_from_jsonl(data)
+    try:
+        rows = rows_from_jsonl(data)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("cannot read it", where=str(data)) from error
     if not rows:
         raise InputError("no rows", where=str(data))
+    if not predictions.absolute().parent.is_dir():
+        raise InputError("no such folder", where=str(predictions.parent), hint="make it first")
     failed = 0
     with Kit(settings_from(set_), skills=skills or ()) as kit:
         if skill not in kit.skills:

@@ -16,7 +16,6 @@ from markupsafe import Markup
 from agentkit.report.build import quotes_in, scalars_in
 from agentkit.report.highlight import Mention, Place, places, render
 from agentkit.report.model import Context, Part, Report, StepRoute
-from agentkit.report.svg import clean_svg
 from agentkit.types import Document, Json, Section
 
 VERDICT_WORDS = {
@@ -58,8 +57,8 @@ def to_html(report: Report, document: Document, *, graph_svg: str | None = None)
     """The whole of `report.html`.
 
     Nothing in it is fetched: styles and script stand inline, and its content security policy
-    allows that one script, by its hash, and no connection. All text is escaped, and the graph is
-    reduced to drawing elements. Raises OutputError if `graph_svg` is not an SVG.
+    allows that one script, by its hash, and no connection. All text is escaped. `graph_svg` is
+    shown as an image, in which a browser runs no script and follows no reference.
     """
     quoted = places(_mentions(report))
     starts = {piece.start for piece in _contexts(report) if _is_of(piece, document)}
@@ -94,8 +93,8 @@ def to_html(report: Report, document: Document, *, graph_svg: str | None = None)
             route_groups=_route_groups(report),
             shown=_shown(report),
             total_seconds=sum(report.run.seconds.values()),
-            graph=Markup(clean_svg(graph_svg)) if graph_svg else None,
-            # Trusted: both are files of this package.
+            graph=_data_uri(graph_svg) if graph_svg else None,
+            # Trusted: a file of this package.
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
@@ -200,6 +199,10 @@ def _shown(report: Report) -> list[Part]:
         for part, items in held.items()
         if items or part in report.notes or (part != "tasks" and not report.tasks)
     ]
+
+
+def _data_uri(svg: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode("utf-8")).decode("ascii")
 
 
 def _plain(value: Json) -> str:

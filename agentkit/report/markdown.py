@@ -17,6 +17,8 @@ VERDICTS = {
 }
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>&|~$])")
+_UNSEEN = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Controls that could drive a terminal or turn the reading direction."""
 _LINKED = re.compile(r"\S*(?:[:/]/|@|\bwww\.|\bmailto:|\w\.[^\W\d_]{2,})\S*", re.IGNORECASE)
 """Words that some renderers turn into a link with no markup around them."""
 
@@ -24,15 +26,16 @@ _LINKED = re.compile(r"\S*(?:[:/]/|@|\bwww\.|\bmailto:|\w\.[^\W\d_]{2,})\S*", re
 def escape(text: str) -> str:
     """One line of Markdown that shows `text` as it is, whatever it holds.
 
-    White space runs become one space. Nothing in it is a link, HTML, emphasis or a table cell's
-    end; words that look like an address are given as code, which no renderer turns into a link.
+    White space runs become one space, control characters a replacement character. Nothing in it
+    is a link, HTML, emphasis or a table cell's end; words that look like an address are given as
+    code, which no renderer turns into a link.
     """
-    return " ".join(_word(word) for word in text.split())
+    return " ".join(_word(word) for word in _UNSEEN.sub("\ufffd", text).split())
 
 
 def code(text: str) -> str:
     """An inline code span of `text`, also inside a table."""
-    text = " ".join(text.split())
+    text = " ".join(_UNSEEN.sub("\ufffd", text).split())
     if not text:
         return ""
     if "|" in text:

@@ -73,7 +73,8 @@ def _choices(
         figures["evidence_average_precision"] = round(
             float(average_precision_score(truth, np.concatenate(scores))), 4
         )
-    per_class = f1_score(gold, said, average=None, labels=range(len(answer.choices)))
+    labels = range(len(answer.choices))
+    per_class = f1_score(gold, said, average=None, labels=labels, zero_division=0)
     figures["f1"] = {
         name: round(float(score), 4) for name, score in zip(answer.choices, per_class, strict=True)
     }

@@ -104,6 +104,7 @@ def train_skill(
     use_block_attention(model)
     decoder, hidden = model.model, int(model.config.hidden_size)
     adapted = spec.layer_range(int(model.config.num_hidden_layers))
+    _check_modules(model, spec)
     fingerprint = models.fingerprint(backbone)
     states = LowerStates(
         work / "lower-states.bin",
@@ -161,6 +162,17 @@ def _thin(packs: list[Pack], manifest: Manifest, spec: TrainSpec) -> list[Pack]:
     chosen = set(kept)
     kept += [i for i in order if i not in chosen][: spec.max_packs - len(kept)]
     return [packs[i] for i in sorted(kept)]
+
+
+def _check_modules(model: Any, spec: TrainSpec) -> None:
+    """PEFT is content if any of the names matches, and would leave the others out in silence."""
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    if missing := set(spec.modules) - names:
+        raise SkillError(
+            f"modules: the backbone has no {', '.join(sorted(missing))}",
+            where="train.yaml",
+            hint="leave `modules` out for all linear modules of a layer",
+        )
 
 
 def _lora_config(spec: TrainSpec, adapted: range) -> LoraConfig:

@@ -61,17 +61,19 @@ def shipped() -> None:
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_an_example_document_is_read_whole_and_without_a_warning(path: Path) -> None:
+def test_an_example_document_is_read_without_a_warning(path: Path) -> None:
     document = load_document(path, settings=Settings())
     assert len(document.text) > 1000
     assert len(document.spans) > 20
     assert len(document.sections) > 3
-    assert document.warnings == ()
+    assert [text for text in document.warnings if "page headers or footers" not in text] == []
 
 
 def test_the_services_agreement_says_the_same_in_all_of_its_formats() -> None:
     texts = [
-        load_document(EXAMPLES / "documents" / f"services_agreement.{ending}").text
+        load_document(
+            EXAMPLES / "documents" / f"services_agreement.{ending}", settings=Settings()
+        ).text
         for ending in ("md", "docx", "pdf")
     ]
     words = [{word.strip("#*_") for word in text.split()} for text in texts]
@@ -109,7 +111,7 @@ def test_the_workflow_in_twenty_lines_prints_facts_and_a_verdict_for_each_rule(
     reviewed = [line.split(None, 1) for line in lines if line.strip().startswith(VERDICTS)]
     rules = load_playbook(EXAMPLES / "playbooks" / "nda.md").to_json()["rules"]
     assert [rule for _, rule in reviewed] == [rule["text"] for rule in rules]
-    contract = load_document(EXAMPLES / "documents" / "nda.md").text
+    contract = load_document(EXAMPLES / "documents" / "nda.md", settings=Settings()).text
     facts = [line.partition(": ")[2] for line in lines[: -len(rules)]]
     assert facts
     assert all(value in contract for value in facts)
@@ -138,7 +140,7 @@ def test_skills_and_a_workflow_work_as_nodes_of_a_plain_langgraph_graph(
     assert letter.startswith("Parties: ")
     verdicts = [line for line in letter.splitlines() if line.startswith(VERDICTS)]
     assert len(verdicts) == 2
-    contract = load_document(EXAMPLES / "documents" / "nda.md").text
+    contract = load_document(EXAMPLES / "documents" / "nda.md", settings=Settings()).text
     quotes = [line.strip()[1:-1] for line in letter.splitlines() if line.startswith('    "')]
     assert all(quote in contract for quote in quotes)
 

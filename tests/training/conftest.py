@@ -54,7 +54,8 @@ def _marks_rows() -> list[dict[str, Any]]:
 
 def _text_rows() -> list[dict[str, Any]]:
     return [
-        {"input": {"thing": thing}, "expected": {"said": f"A {thing}."}} for thing in THINGS * 3
+        {"input": {"thing": thing}, "expected": {"said": COLOURS[at % 2]}}
+        for at, thing in enumerate(THINGS * 3)
     ]
 
 

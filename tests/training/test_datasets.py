@@ -219,7 +219,7 @@ def test_a_missing_data_set_says_how_to_give_it(tmp_path: Path) -> None:
 
 
 def test_an_unknown_option_is_named(nli: Path) -> None:
-    with pytest.raises(InputError, match="options of data set 'contract_nli': .*'colour'"):
+    with pytest.raises(InputError, match=r"options of data set 'contract_nli': .*'colour'"):
         load_dataset("contract_nli", nli, colour="red")
 
 

@@ -41,14 +41,16 @@ def whole(model, ids: list[int]) -> torch.Tensor:
 
 def upper_states(model, states: LowerStates, pack: Pack, below: int) -> torch.Tensor:
     layers = model.config.num_hidden_layers
-    with layers_only(model.model, range(below, layers), final_norm=True) as upper:
-        with torch.inference_mode():
-            return upper(
-                inputs_embeds=states.get(pack)[None],
-                attention_mask=pack.mask(torch.float32),
-                position_ids=torch.tensor([pack.positions]),
-                use_cache=False,
-            ).last_hidden_state[0]
+    with (
+        layers_only(model.model, range(below, layers), final_norm=True) as upper,
+        torch.inference_mode(),
+    ):
+        return upper(
+            inputs_embeds=states.get(pack)[None],
+            attention_mask=pack.mask(torch.float32),
+            position_ids=torch.tensor([pack.positions]),
+            use_cache=False,
+        ).last_hidden_state[0]
 
 
 def lower_states(model, path: Path, packs: list[Pack], below: int) -> LowerStates:

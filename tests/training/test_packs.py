@@ -150,7 +150,7 @@ def test_a_choice_without_a_document_is_packed_by_itself() -> None:
 
 @pytest.mark.parametrize("expected", [{"answer": "maybe"}, {}, None, "yes"])
 def test_an_answer_that_is_no_choice_names_the_row(expected: Any) -> None:
-    with pytest.raises(InputError, match="row 1: answer is .*, not one of yes, no, silent"):
+    with pytest.raises(InputError, match=r"row 1: answer is .*, not one of yes, no, silent"):
         packer(CHOICE).pack([RULES[0], Row({"rule": "R", "document": TEXT}, expected, "g")])
 
 

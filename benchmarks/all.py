@@ -1,0 +1,83 @@
+"""Runs every benchmark and rewrites the README's measured table from what they printed.
+
+`--from DIR` takes the JSON files of an earlier run instead of running the benchmarks again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = ("main_job",)
+OPEN, CLOSE = "<!-- measured: make bench -->", "<!-- /measured -->"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--from", dest="source", type=Path, help="folder of JSON files")
+    options = parser.parse_args()
+    folder = options.source or ROOT / "out" / "benchmarks"
+    folder.mkdir(parents=True, exist_ok=True)
+    code = 0
+    if options.source is None:
+        for name in BENCHMARKS:
+            command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py")]
+            done = subprocess.run([*command, "--json", str(folder / f"{name}.json")], check=False)
+            code = max(code, done.returncode)
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    head, _, rest = text.partition(OPEN)
+    _, _, tail = rest.partition(CLOSE)
+    table = "\n".join([*skill_rows(), "", *benchmark_rows(folder)])
+    readme.write_text(f"{head}{OPEN}\n\n{table}\n\n{CLOSE}{tail}", encoding="utf-8")
+    return code
+
+
+def skill_rows() -> list[str]:
+    """What each shipped skill measured on its tuning rows (documents kept out of training)."""
+    rows = [
+        "On the tuning rows, whole documents kept out of training (`agentkit skills show NAME`):",
+        "",
+        "| skill | figure | untrained | trained |",
+        "|---|---|---|---|",
+    ]
+    for path in sorted((ROOT / "skills").glob("*/metrics.json")):
+        tuning = json.loads(path.read_text(encoding="utf-8"))["tuning"]
+        for figure, value in tuning["trained"].items():
+            if isinstance(value, float):
+                before = tuning["untrained"].get(figure, "")
+                rows.append(
+                    f"| {path.parent.name} | {figure.replace('_', ' ')} | {before} | {value} |"
+                )
+    return rows
+
+
+def benchmark_rows(folder: Path) -> list[str]:
+    rows: list[str] = []
+    for name in BENCHMARKS:
+        path = folder / f"{name}.json"
+        if not path.is_file():
+            continue
+        result = json.loads(path.read_text(encoding="utf-8"))
+        machine = result["machine"]
+        rows += [
+            f"`python benchmarks/{name}.py`, {machine['cores']} cores of {machine['processor']}:",
+            "",
+            "| figure | value | target |",
+            "|---|---|---|",
+        ]
+        for metric in result["metrics"]:
+            value = "" if metric["value"] is None else f"{metric['value']:.4g} {metric['unit']}"
+            target = metric["target"] or ""
+            if metric["met"] is False:
+                target += " (missed)"
+            rows.append(f"| {metric['name'].replace('_', ' ')} | {value.strip()} | {target} |")
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())
