@@ -35,7 +35,6 @@ from agentkit.types import (
     EncodedPrompt,
     Generation,
     Json,
-    Prompt,
     PromptSpan,
     Query,
     Request,
@@ -65,8 +64,8 @@ class _Prepared:
 class Runner:
     """Turns step calls into results with a fixed set of skills. Safe for threads.
 
-    Stateful in its collaborators, and in whether it was cancelled; the skills are those of the moment it was made, so a run
-    keeps what it began with.
+    Stateful in its collaborators, and in whether it was cancelled; the skills are those of the
+    moment it was made, so a run keeps what it began with.
     """
 
     def __init__(

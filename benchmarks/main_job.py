@@ -20,9 +20,9 @@ from common import Metric, arguments, at_least, finish, need
 from rich.console import Console
 from sklearn.metrics import f1_score
 
-from agentkit.cli.job import run_of
 from agentkit.kit import Kit
 from agentkit.report import build_report, write_report
+from agentkit.report.record import run_of
 from agentkit.training.datasets import read_jsonl
 from agentkit.training.rows import load_rows
 from agentkit.training.spec import load_train_spec
@@ -79,7 +79,9 @@ def main() -> int:
                 console.print(f"{name}: {outcome.error}", markup=False)
                 continue
             # Raises unless every quote stands at its offsets and every part has its shape.
-            report = build_report(outcome.outputs, document, run_of(outcome, record))
+            report = build_report(
+                outcome.outputs, document, run_of(outcome, record, compiled.program)
+            )
             write_report(report, document, (options.out or folder) / name)
             took = time.perf_counter() - began
             kind = "document" if annotations else "contract"

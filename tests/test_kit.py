@@ -1,67 +1,135 @@
-"""A kit that stays open: its parts are made once, and it follows its folders of skills."""
+"""Everything put together on tiny models: parts are made when needed, and shared."""
 
 from __future__ import annotations
 
-import shutil
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from agentkit.errors import DocumentError, InputError, ModelError, SkillError
 from agentkit.kit import Kit
 from agentkit.settings import Settings
-from agentkit.testing import TinyBackbone, tiny_adapter
-
-Make = Callable[..., Settings]
-
-
-def test_threads_that_ask_at_the_same_time_get_the_same_part(tiny_settings: Make) -> None:
-    with Kit(tiny_settings()) as kit, ThreadPoolExecutor(8) as pool:
-        begin = threading.Barrier(8)
-
-        def ask(_: int) -> object:
-            begin.wait()
-            return kit.registry
-
-        assert len(set(map(id, pool.map(ask, range(8))))) == 1
+from agentkit.skill.folder import load_skill
+from agentkit.testing import FakeEncoder, TinyBackbone, tiny_adapter
+from agentkit.types import StepCall, StepResult
 
 
-def test_a_folder_is_listed_and_delisted_while_the_kit_is_open(
-    tiny_settings: Make, tiny_backbone: TinyBackbone, tmp_path: Path
+class TinyKit(Kit):
+    """A kit whose encoder has no weights."""
+
+    encoder = FakeEncoder()
+
+
+@pytest.fixture
+def skills_folder(tmp_path: Path, tiny_backbone: TinyBackbone) -> Path:
+    folder = tmp_path / "skills-of-mine"
+    tiny_adapter(folder / "word-giver", tiny_backbone, layers=[3])
+    return folder
+
+
+@pytest.fixture
+def settings(tmp_path: Path, tiny_backbone: TinyBackbone) -> Settings:
+    return Settings(
+        home=tmp_path / "home", backbone=str(tiny_backbone.path), dtype="float32", threads=1
+    )
+
+
+@pytest.fixture
+def kit(settings: Settings, skills_folder: Path) -> Iterator[Kit]:
+    with TinyKit(settings, skills=[skills_folder]) as kit:
+        yield kit
+
+
+def words(text: str = "Hm.") -> StepCall:
+    return StepCall(step="one", instruction="", input={"text": text}, skill="word-giver")
+
+
+def test_a_skill_of_a_given_folder_answers(kit: Kit) -> None:
+    (result,) = kit.runner().run([words()])
+    assert isinstance(result, StepResult)
+    assert result.skill == "word-giver"
+    assert isinstance(result.output, str)
+
+
+def test_what_is_served_is_a_copy_under_home(kit: Kit, settings: Settings) -> None:
+    skill = kit.skills["word-giver"]
+    assert settings.store_dir in skill.path.parents
+
+
+def test_nothing_heavy_is_made_before_it_is_needed(settings: Settings, skills_folder: Path) -> None:
+    with TinyKit(settings, skills=[skills_folder]) as kit:
+        assert "word-giver" in kit.skills
+        assert "engine" not in vars(kit)
+        assert "runs" not in vars(kit)
+        assert not settings.runs_db.exists()
+
+
+def test_the_parts_are_made_once(kit: Kit) -> None:
+    assert kit.engine is kit.engine
+    assert kit.registry is kit.registry
+    assert kit.retriever is kit.retriever
+
+
+def test_closing_twice_does_no_harm(kit: Kit) -> None:
+    kit.runner()
+    kit.close()
+    kit.close()
+    assert "engine" not in vars(kit)
+
+
+def test_a_runner_can_be_made_with_the_skills_of_an_earlier_run(
+    kit: Kit, skills_folder: Path, tiny_backbone: TinyBackbone
 ) -> None:
-    made = tiny_adapter(tmp_path / "workshop" / "leaf-counter", tiny_backbone, manifest={})
-    served = tmp_path / "served"
-    served.mkdir()
-    with Kit(tiny_settings(), skills=[served], watch=True) as kit:
-        assert "leaf-counter" not in kit.skills
-        come, gone = threading.Event(), threading.Event()
-        kit.registry.subscribe(
-            lambda snapshot: (come if "leaf-counter" in snapshot.skills else gone).set()
-        )
-        shutil.copytree(made, served / "leaf-counter")
-        assert come.wait(timeout=20)
-        digest = kit.skills["leaf-counter"].digest
-        shutil.rmtree(served / "leaf-counter")
-        assert gone.wait(timeout=20)
-        assert "leaf-counter" not in kit.skills
-        assert kit.store.get(digest, "leaf-counter").digest == digest
+    before = kit.skills["word-giver"].digest
+    (first,) = kit.runner().run([words()])
+    tiny_adapter(skills_folder / "word-giver", tiny_backbone, layers=[3], seed=5)
+    kit.registry.reload()
+    after = kit.skills["word-giver"].digest
+    assert after == load_skill(skills_folder / "word-giver").digest != before
+    runner = kit.runner({"word-giver": before})
+    assert set(runner.skills) == {"word-giver"}
+    (again,) = runner.run([words()])
+    assert isinstance(first, StepResult)
+    assert isinstance(again, StepResult)
+    assert (again.digest, again.output) == (before, first.output)
 
 
-def test_a_closed_kit_opens_its_parts_anew(tiny_settings: Make) -> None:
-    kit = Kit(tiny_settings())
-    first = kit.runs
-    kit.close()
-    kit.close()
-    with kit:
-        assert kit.runs is not first
-        assert kit.runs.list() == ()
+def test_a_copy_that_is_gone_is_an_input_error(kit: Kit) -> None:
+    with pytest.raises(InputError):
+        kit.runner({"word-giver": "0" * 64})
 
 
-@pytest.mark.parametrize("place", ["nowhere", "bad\0name"])
-def test_a_workflow_finds_no_document_where_there_is_none(tiny_settings: Make, place: str) -> None:
-    from agentkit.errors import InputError
+def test_a_document_that_is_read_is_kept(kit: Kit, tmp_path: Path, agreement_text: str) -> None:
+    path = tmp_path / "agreement.txt"
+    path.write_text(agreement_text, encoding="utf-8")
+    document = kit.read(path)
+    assert kit.documents.get(document.digest) == document
+    with pytest.raises(DocumentError):
+        kit.read(tmp_path / "nowhere.txt")
 
-    with Kit(tiny_settings()) as kit, pytest.raises(InputError):
-        kit.readers(Path("/"))["document"](place)
+
+def test_a_folder_of_skills_that_is_not_there_is_refused(
+    settings: Settings, tmp_path: Path
+) -> None:
+    with pytest.raises(SkillError, match="no such folder"):
+        Kit(settings, skills=[tmp_path / "nowhere"])
+
+
+def test_a_backbone_that_is_not_there_is_refused(settings: Settings, skills_folder: Path) -> None:
+    elsewhere = settings.model_copy(update={"backbone": "./nowhere"})
+    with TinyKit(elsewhere, skills=[skills_folder]) as kit, pytest.raises(ModelError):
+        _ = kit.engine
+
+
+def test_a_broken_folder_is_set_aside_with_its_reason(
+    settings: Settings, skills_folder: Path
+) -> None:
+    broken = skills_folder / "broken-one"
+    broken.mkdir()
+    (broken / "adapter_config.json").write_text("{}")
+    (broken / "adapter_model.bin").write_bytes(b"pickle")
+    with TinyKit(settings, skills=[skills_folder]) as kit:
+        assert "word-giver" in kit.skills
+        assert "broken-one" not in kit.skills
+        assert any(path.name == "broken-one" for path in kit.registry.snapshot.rejected)

@@ -23,6 +23,7 @@ NAMES = [
     "__version__",
     "build_prompt",
     "document_from_text",
+    "document_reference",
     "load_document",
     "load_playbook",
     "load_skill",

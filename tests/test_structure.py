@@ -35,8 +35,11 @@ HOMES = {
     "sklearn": ("training/",),
     "matplotlib": ("training/",),
 }
-WHEN_CALLED = {("agentkit.workflow.compile", "agentkit.workflow.run")}
-"""A compiled workflow has a method that runs it: it loads what runs it when it is called."""
+WHEN_CALLED = {
+    ("agentkit.workflow.compile", "agentkit.workflow.run"),
+    ("agentkit.workflow.spec", "agentkit.workflow.program"),
+}
+"""Functions that hand on to the next noun of the line; they load its module when called."""
 COMMON_WORDS = ("Parties",)
 """Labels that are everyday words: only as a value of their own may they not occur."""
 

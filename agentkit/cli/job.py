@@ -21,6 +21,7 @@ from agentkit.errors import AgentkitError, InputError
 from agentkit.kit import Kit
 from agentkit.modelfolder import write_json
 from agentkit.report import Report, build_report, write_report
+from agentkit.report.record import run_of
 from agentkit.types import Json
 from agentkit.workflow.compile import CompiledWorkflow
 from agentkit.workflow.graph import to_mermaid, to_svg
@@ -102,7 +103,9 @@ class Job:
             value = {"run": outcome.id, "outputs": dict(outcome.outputs)}
             return value, {} if out is None else {"outputs.json": _write_outputs(value, out)}
         document = self._kit.documents.get(str(reference[_REFERENCE]))
-        report = build_report(outcome.outputs, document, run_of(outcome, record))
+        report = build_report(
+            outcome.outputs, document, run_of(outcome, record, self._compiled.program)
+        )
         files: Mapping[str, Path] = {}
         if out is not None:
             files = write_report(
@@ -132,36 +135,6 @@ def _interruptible(kit: Kit) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def run_of(outcome: RunOutcome, record: Any) -> dict[str, Json]:
-    """What a report says of its run: time and tokens per step, routes, and what failed."""
-    seconds: dict[str, float] = defaultdict(float)
-    tokens = {"prompt": 0, "completion": 0, "cached": 0}
-    routes = []
-    for step, entry in outcome.steps.items():
-        records = entry if isinstance(entry, list) else [entry]
-        for one in records:
-            if one is None:
-                continue
-            seconds[step] += float(one["seconds"])
-            for key in tokens:
-                tokens[key] += int(one["usage"][f"{key}_tokens"])
-            if one["route"] is not None:
-                routes.append(
-                    {"step": step, "item": one.get("index"), **one["route"]}
-                    | {"skill": one["skill"], "digest": one["digest"]}
-                )
-    return {
-        "id": outcome.id,
-        "workflow": record.workflow,
-        "backbone": record.backbone,
-        "skills": dict(record.skills),
-        "seconds": {step: round(value, 3) for step, value in seconds.items()},
-        "tokens": tokens,
-        "routes": routes,
-        "warnings": [f"{step} {item}: {error}" for step, item, error in outcome.failures],
-    }
 
 
 def typed(spec: WorkflowSpec, given: Mapping[str, Json]) -> dict[str, Json]:
