@@ -1,4 +1,4 @@
-"""The hierarchy of errors is the one that is drawn, and a message says what, where and what next."""
+"""The hierarchy of errors is the one that is drawn; a message says what, where and what next."""
 
 from __future__ import annotations
 
