@@ -324,11 +324,13 @@ def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step 30/"):  # the checkpoint of step 25 is written by then
-            break
-    process.send_signal(signal.SIGKILL)
-    process.stdout.close()
+    try:
+        for line in process.stdout:
+            if line.startswith("step 30/"):  # the checkpoint of step 25 is written by then
+                break
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.stdout.close()
     assert process.wait() == -signal.SIGKILL
     assert not (toy.folder / "adapter_model.safetensors").exists()
 
