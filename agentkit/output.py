@@ -22,7 +22,10 @@ from agentkit.types import Completion, EncodedPrompt, Json, PromptSpan, Reading
 
 QUOTE = "x-quote"
 TOKEN_RUN = 0.25
-"""A token belongs to a run from this probability on; the run's mean is its score."""
+"""A token belongs to a run from this probability on; the run's best token is its score. A causal
+model is sure of a name only after its first words, so a run reaches further than its peak."""
+
+_AROUND = " \t\r\n\f\v,;:()[]\"'“”‘’"
 
 Answered = tuple[EncodedPrompt, Completion]
 
@@ -261,13 +264,22 @@ def _run_mark(
     encoded: EncodedPrompt, ends: Sequence[int], scores: Any, label: SpanLabel, run: Sequence[int]
 ) -> Mark | None:
     span = encoded.prompt.spans[_span_of(encoded, ends, run[0])]
-    start, end = encoded.token_offsets[run[0]][1], encoded.token_offsets[run[-1]][2]
-    quote = span.text[start - span.start : end - span.start]
-    inner = quote.strip(" \t\r\n\f\v,;:()[]\"'“”‘’")
-    if not inner:
+    left = encoded.token_offsets[run[0]][1] - span.start
+    right = encoded.token_offsets[run[-1]][2] - span.start
+    text = span.text
+    while left < right and text[left] in _AROUND:
+        left += 1
+    while left < right and text[right - 1] in _AROUND:
+        right -= 1
+    if left == right:
         return None
-    start += quote.index(inner)
-    return Mark(label.name, start, start + len(inner), inner, float(np.mean(scores[list(run)])))
+    # Tokens are pieces of words; a mark is made of whole ones.
+    while left > 0 and text[left - 1].isalnum() and text[left].isalnum():
+        left -= 1
+    while right < len(text) and text[right].isalnum() and text[right - 1].isalnum():
+        right += 1
+    score = float(np.max(scores[list(run)]))
+    return Mark(label.name, span.start + left, span.start + right, text[left:right], score)
 
 
 # ---------------------------------------------------------------- schemas
