@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     device: str = "cpu"
     threads: int | None = None
     """Threads of torch; None leaves torch's own choice."""
-    document_window: int = 4096
+    document_window: int = 6144
     """A document of at most so many tokens is given whole; a longer one as excerpts."""
     excerpt_budget: int = 1024
     """Tokens of retrieved excerpts given when the whole document does not fit."""
