@@ -19,7 +19,7 @@ def train(
     folder: Annotated[Path, typer.Argument(help="A skill folder with a train.yaml.")],
     data_dir: Annotated[
         Path, typer.Option(help="Folder of the public data sets that train.yaml names.")
-    ] = Path("../shared/data"),
+    ] = Path("data"),
     work: Annotated[
         Path | None, typer.Option(help="Where to keep checkpoints; by default in the cache.")
     ] = None,
