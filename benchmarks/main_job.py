@@ -1,4 +1,7 @@
-"""The main job on real contracts that no skill was trained on: does it hold, and how long?
+"""The main job on real documents: does it hold, and how long?
+
+The contracts are of filers that contract-parsing neither trained nor tuned on; reporting did train
+on single clauses drawn from all of CUAD, so nothing here measures its statements.
 
 Runs `workflows/contract_review.yaml` over CUAD contracts and ContractNLI dev documents with a
 playbook made of ContractNLI's 17 hypotheses, checks every quote against its offsets, and prints the
