@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import TyperException
 
-from agentkit.cli import data, models, runs, skills, training, workflows
+from agentkit.cli import controller, evaluation, models, runs, skills, training, workflows
 from agentkit.cli.output import say
 from agentkit.errors import AgentkitError
 
@@ -28,7 +28,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 workflows.register(app)
-data.register(app)
+controller.register(app)
+evaluation.register(app)
 training.register(app)
 app.add_typer(skills.app, name="skills")
 app.add_typer(models.app, name="models")

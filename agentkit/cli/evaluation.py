@@ -1,4 +1,4 @@
-"""`agentkit route` and `agentkit eval`: one decision, or a skill over many rows."""
+"""`agentkit eval`: a skill over many rows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from agentkit.cli.options import AsJson, Set, Skills, settings_from
-from agentkit.cli.output import print_json, print_table, say, stderr
+from agentkit.cli.options import Set, Skills, settings_from
+from agentkit.cli.output import say, stderr
 from agentkit.errors import InputError
 from agentkit.types import Json, StepCall, StepResult
 
@@ -19,28 +19,7 @@ _TOGETHER = 32
 
 
 def register(app: typer.Typer) -> None:
-    app.command()(route)
     app.command("eval")(evaluate)
-
-
-def route(
-    text: Annotated[str, typer.Argument(help="What a step would say.")],
-    skills: Skills = None,
-    set_: Set = None,
-    as_json: AsJson = False,
-) -> None:
-    """Print which skill the controller picks for a text, every score, and why."""
-    from agentkit.kit import Kit
-    from agentkit.types import Query
-
-    with Kit(settings_from(set_), skills=skills or ()) as kit:
-        explained = kit.controller().explain(Query(instruction=text))
-    if as_json:
-        print_json(explained)
-        return
-    scores = explained.get("scores", {})
-    print_table(("skill", "score"), [(name, f"{score:.3f}") for name, score in scores.items()])
-    typer.echo(f"-> {explained.get('skill') or 'abstains'}: {explained.get('reason', '')}")
 
 
 def evaluate(
