@@ -20,6 +20,9 @@ from agentkit.errors import AdapterError
 
 KIND = "agentkit.head"
 
+_FOLLOWING = 8
+"""Tokens after a token that say what it began: the length of a usual name."""
+
 
 def span_features(hidden: Tensor, ends: Sequence[int], tokens: Sequence[int]) -> Tensor:
     """`(spans, 2 * hidden)`: each span's closing state beside the mean of its tokens' states.
@@ -37,6 +40,25 @@ def span_features(hidden: Tensor, ends: Sequence[int], tokens: Sequence[int]) ->
     return torch.cat([_normal(states[at]), _normal(sums / count)], dim=1)
 
 
+def token_features(hidden: Tensor, tokens: Sequence[int], ends: Sequence[int]) -> Tensor:
+    """`(tokens, 3 * hidden)`: each token's state, the mean of those that follow, its span's end.
+
+    Takes what `span_features` takes. A causal model is sure of a name only after its first words;
+    the states of what follows say of the first words, too, what they began.
+    """
+    states = hidden.float()
+    words = torch.as_tensor(tokens, dtype=torch.long, device=hidden.device)
+    at = torch.as_tensor(ends, dtype=torch.long, device=hidden.device)
+    own = states[words]
+    sums = torch.cat([own.new_zeros(1, own.shape[1]), own.cumsum(dim=0, dtype=torch.float64)])
+    first = torch.arange(len(words), device=hidden.device) + 1
+    last = (first + _FOLLOWING).clamp(max=len(words))
+    count = (last - first).clamp(min=1).unsqueeze(1)
+    following = ((sums[last] - sums[first.clamp(max=len(words))]) / count).float()
+    closing = states[at[torch.searchsorted(at, words).clamp(max=max(0, len(at) - 1))]]
+    return torch.cat([_normal(own), _normal(following), _normal(closing)], dim=1)
+
+
 def question_features(states: Tensor) -> Tensor:
     """`(2 * hidden,)`: the last state of a question beside the mean of its states.
 
@@ -51,10 +73,10 @@ def _normal(states: Tensor) -> Tensor:
 
 
 class SpanLabelHead(nn.Module):
-    """Multi-label scores for whole spans, from their features, and for tokens, from their states.
+    """Multi-label scores for whole spans and for tokens, each from their features.
 
-    A label of a sentence is read once the sentence is over; a name or a date announces itself
-    ("by and between ..."), so those are read at each token.
+    A clause is a matter of whole sentences; a name or a date lies within one, and is read at each
+    of its tokens.
     """
 
     kind = "span-labels"
@@ -62,7 +84,7 @@ class SpanLabelHead(nn.Module):
     def __init__(self, hidden: int, span_labels: int, token_labels: int) -> None:
         super().__init__()
         self.span = nn.Linear(2 * hidden, span_labels)
-        self.token = nn.Linear(hidden, token_labels)
+        self.token = nn.Linear(3 * hidden, token_labels)
         for layer in (self.span, self.token):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.constant_(layer.bias, -4.0)  # labels are rare: start from a low prior
@@ -70,19 +92,20 @@ class SpanLabelHead(nn.Module):
     @property
     def hidden(self) -> int:
         """Size of the backbone's states."""
-        return self.token.in_features
+        return self.token.in_features // 3
 
     def forward(self, spans: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Logits `(m, span labels)` and `(t, token labels)`.
 
-        `spans` is `(m, 2 * hidden)` from `span_features`, `tokens` `(t, hidden)` states.
+        `spans` is `(m, 2 * hidden)` from `span_features`, `tokens` `(t, 3 * hidden)` from
+        `token_features`.
         """
-        return self.span(spans), self.token(_normal(tokens.float()))
+        return self.span(spans), self.token(tokens)
 
     @classmethod
     def like(cls, tensors: dict[str, Tensor]) -> SpanLabelHead:
-        labels, hidden = tensors["token.weight"].shape
-        return cls(hidden, tensors["span.weight"].shape[0], labels)
+        labels, features = tensors["token.weight"].shape
+        return cls(features // 3, tensors["span.weight"].shape[0], labels)
 
 
 class ChoiceHead(nn.Module):

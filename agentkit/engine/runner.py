@@ -12,6 +12,7 @@ from agentkit.adapters.heads import (
     SpanLabelHead,
     question_features,
     span_features,
+    token_features,
 )
 from agentkit.engine.activation import Slots
 from agentkit.engine.backbone import Backbone
@@ -66,7 +67,7 @@ class Runner:
             prompt = job.request.prompt
             tokens = [at for at, _, _ in prompt.token_offsets]
             features = span_features(hidden, prompt.span_ends, tokens)
-            spans, labels = head(features, hidden[tokens])
+            spans, labels = head(features, token_features(hidden, tokens, prompt.span_ends))
             reading = Reading(
                 span_labels=spans.sigmoid().cpu().numpy(),
                 token_labels=labels.sigmoid().cpu().numpy(),

@@ -14,6 +14,7 @@ from agentkit.adapters.heads import (
     SpanLabelHead,
     question_features,
     span_features,
+    token_features,
 )
 from agentkit.training.packs import Pack
 
@@ -92,8 +93,11 @@ def choice_features(pack: Pack, states: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def label_features(pack: Pack, states: Tensor) -> tuple[Tensor, Tensor]:
-    """What a span-label head takes of a pack: its spans' features and its tokens' states."""
-    return span_features(states, pack.span_ends, pack.token_at), states[pack.token_at]
+    """What a span-label head takes of a pack: its spans' features and its tokens'."""
+    return (
+        span_features(states, pack.span_ends, pack.token_at),
+        token_features(states, pack.token_at, pack.span_ends),
+    )
 
 
 def pairs(places: list[tuple[int, int]], rows: int, columns: int) -> Tensor:

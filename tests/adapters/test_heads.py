@@ -1,5 +1,6 @@
 """Task heads: stored, rebuilt, refused, and the same for one question as for many."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from agentkit.adapters.heads import (
     build_head,
     question_features,
     span_features,
+    token_features,
 )
 from agentkit.errors import AdapterError
 from agentkit.testing import tiny_choice_head, tiny_label_head
@@ -29,7 +31,7 @@ def test_a_stored_head_answers_as_it_did(tmp_path: Path) -> None:
 
 def test_a_label_head_gives_a_logit_per_unit_and_label() -> None:
     head = tiny_label_head(24, 3, 2)
-    spans, tokens = head(torch.randn(5, 48), torch.randn(7, 24, dtype=torch.bfloat16))
+    spans, tokens = head(torch.randn(5, 48), torch.randn(7, 72))
     assert spans.shape == (5, 3)
     assert tokens.shape == (7, 2)
     assert tokens.dtype == torch.float32
@@ -56,6 +58,23 @@ def test_a_span_is_read_at_its_end_and_over_its_own_words() -> None:
 
 def test_a_span_without_words_has_finite_features() -> None:
     assert span_features(torch.randn(4, 24), [1, 3], [2]).isfinite().all()
+
+
+def test_a_token_is_read_with_what_follows_it_and_its_spans_end() -> None:
+    hidden = torch.randn(16, 24)
+    words = [1, 2, 3, 6, 7, 8, 9, 10, 11, 12, 13, 14]
+    features = token_features(hidden, words, [4, 15])
+    assert features.shape == (12, 72)
+    normal = functools.partial(torch.nn.functional.layer_norm, normalized_shape=(24,))
+    torch.testing.assert_close(features[2, :24], normal(hidden[3]))
+    torch.testing.assert_close(features[2, 24:48], normal(hidden[words[3:11]].mean(dim=0)))
+    torch.testing.assert_close(features[2, 48:], normal(hidden[4]))
+    torch.testing.assert_close(features[11, 48:], normal(hidden[15]))
+
+
+def test_the_last_token_and_no_tokens_have_finite_features() -> None:
+    assert token_features(torch.randn(4, 24), [1], [3]).isfinite().all()
+    assert token_features(torch.randn(4, 24), [], [3]).shape == (0, 72)
 
 
 def test_a_question_is_read_at_its_end_and_over_its_words() -> None:
@@ -91,5 +110,5 @@ def test_tensors_that_make_no_head_are_refused(kind: str, change: dict, message:
 
 
 def test_rare_labels_start_from_a_low_prior() -> None:
-    spans, _ = SpanLabelHead(24, 3, 2)(torch.zeros(1, 48), torch.zeros(1, 24))
+    spans, _ = SpanLabelHead(24, 3, 2)(torch.zeros(1, 48), torch.zeros(1, 72))
     assert spans.sigmoid().max() < 0.05
