@@ -34,10 +34,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Rows to train on, rows to tune on, and where both came from."""
+    """Rows to train on, to tune on and to measure on, and where they came from."""
 
     train: tuple[Row, ...]
     tuning: tuple[Row, ...]
+    holdout: tuple[Row, ...]
     sources: tuple[dict[str, Any], ...]
     """Per source its name, licence, digest (SHA-256 over its files) and row counts."""
 
@@ -49,24 +50,27 @@ def load_rows(spec: TrainSpec, *, skill: Path, data_dir: Path) -> Split:
     """
     train: list[Row] = []
     tuning: list[Row] = []
+    holdout: list[Row] = []
     sources = []
     for source in spec.data:
         rows, name, digest = _read(source, spec.seed, skill, data_dir)
         if not rows:
             raise InputError("no rows", where=name)
-        kept, held = _split(rows, source)
+        kept, tuned, held = _split(rows, source)
         train += kept
-        tuning += held
+        tuning += tuned
+        holdout += held
         sources.append(
             {
                 "source": name,
                 "license": LICENSES.get(source.dataset or "", "as its owner says"),
                 "sha256": digest,
                 "train_rows": len(kept),
-                "tuning_rows": len(held),
+                "tuning_rows": len(tuned),
+                "holdout_rows": len(held),
             }
         )
-    return Split(tuple(train), tuple(tuning), tuple(sources))
+    return Split(tuple(train), tuple(tuning), tuple(holdout), tuple(sources))
 
 
 def rows_from_jsonl(path: Path) -> list[Row]:
@@ -139,15 +143,21 @@ def _group(input: Json) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
-def _split(rows: Sequence[Row], source: DataSpec) -> tuple[list[Row], list[Row]]:
-    """By a hash of the group, so that the split never moves when rows are added."""
+def _split(rows: Sequence[Row], source: DataSpec) -> tuple[list[Row], list[Row], list[Row]]:
+    """By hashes of the group, so that no row moves between parts when others are added.
+
+    What is held out is so whatever the limit: raising it never trains on what was measured on.
+    """
     groups = dict.fromkeys(row.group for row in rows)
+    held = {group for group in groups if _hash("holdout/" + group) < source.holdout}
+    used = [group for group in groups if group not in held]
     if source.limit is not None:
-        ranked = sorted(groups, key=_hash)
-        groups = dict.fromkeys(ranked[: source.limit])
-    held = {group for group in groups if _hash("tuning/" + group) < source.tuning}
+        used = sorted(used, key=_hash)[: source.limit]
+    tuning = {group for group in used if _hash("tuning/" + group) < source.tuning}
+    train = set(used) - tuning
     return (
-        [row for row in rows if row.group in groups and row.group not in held],
+        [row for row in rows if row.group in train],
+        [row for row in rows if row.group in tuning],
         [row for row in rows if row.group in held],
     )
 

@@ -34,6 +34,8 @@ class DataSpec(_Frozen):
     """At most so many documents (or rows, where there is no document)."""
     tuning: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of documents kept out of training, to choose thresholds and to watch progress."""
+    holdout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of documents kept out of training and tuning, to measure on what was never seen."""
 
 
 class TrainSpec(_Frozen):

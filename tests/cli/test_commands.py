@@ -336,3 +336,27 @@ def test_settings_come_from_the_environment_too(
     monkeypatch.setenv("AGENTKIT_HOME", str(tmp_path / "elsewhere"))
     assert str(tmp_path / "elsewhere") in call(["models", "ls"])[1]
     assert Settings().home == tmp_path / "elsewhere"
+
+
+def test_rows_prints_the_part_of_a_training_set_that_was_asked_for(
+    call: Call, tmp_path: Path
+) -> None:
+    rows = [{"input": {"n": n}, "expected": n % 2} for n in range(40)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "rows.jsonl").write_text(text, encoding="utf-8")
+    (tmp_path / "train.yaml").write_text(
+        "data: [{path: rows.jsonl, tuning: 0.2, holdout: 0.3}]\n", encoding="utf-8"
+    )
+    parts = []
+    for part in ("train", "tuning", "holdout"):
+        code, out, _ = call(["rows", str(tmp_path), "--part", part])
+        assert code == 0
+        parts.append([json.loads(line) for line in out.splitlines()])
+    assert all(parts)
+    assert sorted(row["input"]["n"] for part in parts for row in part) == list(range(40))
+
+
+def test_rows_of_a_folder_without_a_train_yaml_is_bad_input(call: Call, tmp_path: Path) -> None:
+    code, out, err = call(["rows", str(tmp_path)])
+    assert (code, out) == (2, "")
+    assert "train.yaml" in err

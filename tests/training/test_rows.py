@@ -35,22 +35,37 @@ def load(folder: Path, **source: Any):
 groups = st.lists(st.text("abcdef", min_size=1, max_size=6), min_size=1, max_size=40)
 
 
-@given(groups, st.floats(0.0, 0.9), st.none() | st.integers(1, 10))
-def test_a_split_never_parts_a_group(names: list[str], tuning: float, limit: int | None) -> None:
+@given(groups, st.floats(0.0, 0.9), st.floats(0.0, 0.9), st.none() | st.integers(1, 10))
+def test_a_split_never_parts_a_group(
+    names: list[str], tuning: float, holdout: float, limit: int | None
+) -> None:
     rows = [Row({"n": n}, None, name) for n, name in enumerate(names)]
-    train, held = _split(rows, DataSpec(path="x", tuning=tuning, limit=limit))
-    left, right = {row.group for row in train}, {row.group for row in held}
-    assert not left & right
-    assert len(left | right) == min(len(set(names)), limit or len(names))
-    kept = left | right
-    assert len(train) + len(held) == sum(row.group in kept for row in rows)
+    parts = _split(rows, DataSpec(path="x", tuning=tuning, holdout=holdout, limit=limit))
+    train, tuned, held = ({row.group for row in part} for part in parts)
+    assert len(train) + len(tuned) + len(held) == len(train | tuned | held)
+    assert len(train | tuned) == min(len(set(names) - held), limit or len(names))
+    kept = train | tuned | held
+    assert sum(len(part) for part in parts) == sum(row.group in kept for row in rows)
     if tuning == 0:
+        assert not tuned
+    if holdout == 0:
         assert not held
+
+
+@given(groups, st.floats(0.0, 0.9), st.integers(1, 5))
+def test_a_larger_limit_never_trains_on_what_is_held_out(
+    names: list[str], holdout: float, limit: int
+) -> None:
+    rows = [Row({"n": n}, None, name) for n, name in enumerate(names)]
+    small, large = (
+        _split(rows, DataSpec(path="x", holdout=holdout, limit=size)) for size in (limit, None)
+    )
+    assert small[2] == large[2]
 
 
 @given(groups, groups)
 def test_more_rows_move_no_group_to_the_other_side(names: list[str], more: list[str]) -> None:
-    source = DataSpec(path="x", tuning=0.3)
+    source = DataSpec(path="x", tuning=0.3, holdout=0.2)
     before = _split([Row({}, None, name) for name in names], source)
     after = _split([Row({}, None, name) for name in [*more, *names]], source)
     for small, large in zip(before, after, strict=True):
