@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from agentkit.errors import InputError
+from agentkit.training.statements import Statements
 
 Record = dict[str, Any]
 
@@ -200,22 +201,20 @@ def _filer(title: str) -> str:
 def _cuad_clauses(
     folder: Path, rng: random.Random, *, statements: str | None = None, each: int | None = None
 ) -> Iterator[Record]:
-    """A clause each, at most `each` of a category, with a statement about its category if given."""
-    said: dict[str, list[Record]] = defaultdict(list)
-    for row in read_jsonl(Path(statements)) if statements else ():
-        said[row["category"]].append(row)
+    """A clause each, at most `each` of a category, with a statement about it if any are given."""
+    said = Statements(read_jsonl(Path(statements)), where=statements) if statements else None
     records: dict[str, list[Record]] = defaultdict(list)
     for contract in read_jsonl(folder / "cuad" / "contracts.jsonl.gz"):
         for category, content in contract["labels"].items():
             for clause in content["clauses"]:
+                words = " ".join(clause.split())
                 record = {
                     "group": f"cuad/{_filer(contract['title'])}",
-                    "clause": " ".join(clause.split()),
+                    "clause": words,
                     "category": category,
                 }
-                if said[category]:
-                    chosen = rng.choice(said[category])
-                    record |= {"statement": chosen["statement"], "rating": chosen["rating"]}
+                if said is not None:
+                    record |= said.of(category, words, rng)
                 records[category].append(record)
     for found in records.values():
         rng.shuffle(found)
