@@ -27,6 +27,7 @@ from agentkit.training.packs import Pack
 from agentkit.training.spec import TrainSpec
 
 _TRAINED = "trained.safetensors"
+_CLOCK = "seconds"
 
 
 class _Packs(torch.utils.data.Dataset[dict[str, Any]]):
@@ -41,8 +42,26 @@ class _Packs(torch.utils.data.Dataset[dict[str, Any]]):
         return {"pack": pack, "lower": self._states.get(pack)}
 
 
+class _Clock:
+    """Stateful: the seconds that a training took, over all of its starts."""
+
+    def __init__(self, before: str | None) -> None:
+        self._began = time.monotonic()
+        if before is not None:
+            self._began -= float((Path(before) / _CLOCK).read_text(encoding="ascii"))
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def save(self, folder: Path) -> None:
+        (folder / _CLOCK).write_text(f"{self.seconds:.1f}", encoding="ascii")
+
+
 class _PackTrainer(Trainer):
     """Trainer whose checkpoints hold the trained tensors only, not the frozen backbone's."""
+
+    clock: _Clock
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
@@ -51,6 +70,7 @@ class _PackTrainer(Trainer):
             {name: t.contiguous() for name, t in trained_tensors(self.model).items()},
             folder / _TRAINED,
         )
+        self.clock.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         saved = load_file(Path(resume_from_checkpoint) / _TRAINED)
@@ -59,11 +79,12 @@ class _PackTrainer(Trainer):
                 parameter.copy_(saved[name])
 
 
-class _Clock(TrainerCallback):
+class _Limit(TrainerCallback):
     """Ends training when its minutes are over."""
 
-    def __init__(self, minutes: float) -> None:
-        self._end = time.monotonic() + 60 * minutes
+    def __init__(self, clock: _Clock, minutes: float) -> None:
+        self._clock = clock
+        self._seconds = 60 * minutes
 
     def on_step_end(
         self,
@@ -72,7 +93,7 @@ class _Clock(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> TrainerControl:
-        if time.monotonic() > self._end:
+        if self._clock.seconds > self._seconds:
             control.should_training_stop = True
         return control
 
@@ -122,19 +143,20 @@ def fit(
     )
     steps = max(1, round(spec.epochs * len(packs) / spec.packs_per_step))
     warm = max(1, steps // 20)
-    began = time.monotonic()
+    before = _last_whole(checkpoints)
+    clock = _Clock(before)
 
     def rate(step: int) -> float:
         """Up, then down to nothing when the steps or the minutes are used up."""
         done = step / steps
         if spec.max_minutes is not None:
-            done = max(done, (time.monotonic() - began) / (60 * spec.max_minutes))
+            done = max(done, clock.seconds / (60 * spec.max_minutes))
         return min((step + 1) / warm, max(0.0, 1.0 - done))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     callbacks: list[TrainerCallback] = [_Report(console)]
     if spec.max_minutes is not None:
-        callbacks.append(_Clock(spec.max_minutes))
+        callbacks.append(_Limit(clock, spec.max_minutes))
     trainer = _PackTrainer(
         model=model,
         args=TrainingArguments(
@@ -160,7 +182,8 @@ def fit(
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_whole(checkpoints))
+    trainer.clock = clock
+    trainer.train(resume_from_checkpoint=before)
     return [
         {"step": entry["step"], "loss": round(float(entry["loss"]), 5)}
         for entry in trainer.state.log_history

@@ -34,6 +34,7 @@ from agentkit.retrieval.loaders import document_from_text
 from agentkit.skill.folder import Skill, load_skill
 from agentkit.testing import TinyBackbone
 from agentkit.training.attention import use_block_attention
+from agentkit.training.fitting import _Clock
 from agentkit.training.lower import LowerStates, layers_only
 from agentkit.training.model import PackModel, choice_features, label_features
 from agentkit.training.packs import Pack, Packer
@@ -335,6 +336,7 @@ def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     assert not (toy.folder / "adapter_model.safetensors").exists()
 
     (checkpoint,) = toy.settings.home.glob("training/toy-skill/checkpoints/*/checkpoint-25")
+    assert 0 < float((checkpoint / "seconds").read_text()) < 300
     cut_short = checkpoint.with_name("checkpoint-999")  # as a kill amid writing leaves it
     shutil.copytree(checkpoint, cut_short)
     state = cut_short / "trainer_state.json"
@@ -372,6 +374,15 @@ def test_training_ends_when_its_minutes_are_over(
     trained, _ = train(toy)
     assert (toy.folder / "adapter_model.safetensors").exists()
     assert max((h["step"] for h in trained.metrics["loss"]), default=0) < 5000
+
+
+def test_minutes_count_over_all_starts_of_a_training(tmp_path: Path) -> None:
+    (tmp_path / "seconds").write_text("100.0")
+    again = _Clock(str(tmp_path))
+    assert again.seconds >= 100
+    again.save(tmp_path)
+    assert float((tmp_path / "seconds").read_text()) >= 100
+    assert _Clock(None).seconds < 100
 
 
 # ---------------------------------------------------------------- what cannot be trained
