@@ -18,9 +18,9 @@ from jsonschema import Draft202012Validator
 
 from agentkit.errors import InputError, OutputError
 from agentkit.skill.manifest import ChoiceAnswer, Manifest, MarksAnswer, SpanLabel
-from agentkit.types import Completion, EncodedPrompt, Json, PromptSpan, Reading
+from agentkit.skill.quoting import fill_quotes, filled_schema, written_schema
+from agentkit.types import Completion, EncodedPrompt, Json, Reading
 
-QUOTE = "x-quote"
 TOKEN_RUN = 0.25
 """A token belongs to a run from this probability on; the run's best token is its score. A causal
 model is sure of a name only after its first words, so a run reaches further than its peak."""
@@ -63,7 +63,7 @@ def generation_schema(manifest: Manifest, spans: int) -> dict[str, Json] | None:
     """
     if manifest.output.get("type") == "string" and not _bounded(manifest.output):
         return None
-    narrowed: dict[str, Json] = _narrow(manifest.output, spans)
+    narrowed: dict[str, Json] = written_schema(manifest.output, spans)
     return narrowed
 
 
@@ -103,38 +103,11 @@ def _written_output(manifest: Manifest, answered: Answered) -> Json:
         raise OutputError(
             f"the answer is not JSON: {error.msg}", where=f"skill {manifest.name}"
         ) from error
-    return _quoted(manifest.output, value, encoded.prompt.spans)
+    return fill_quotes(manifest.output, value, encoded.prompt.spans)
 
 
 def _bounded(schema: Mapping[str, Json]) -> bool:
     return bool({"enum", "const", "pattern", "maxLength", "minLength"} & set(schema))
-
-
-def _narrow(schema: Json, spans: int) -> Any:
-    if isinstance(schema, Mapping):
-        if schema.get(QUOTE) is True:
-            return {"type": "integer", "minimum": 1, "maximum": max(1, spans)}
-        return {key: _narrow(value, spans) for key, value in schema.items()}
-    if isinstance(schema, list):
-        return [_narrow(value, spans) for value in schema]
-    return schema
-
-
-def _quoted(schema: Json, value: Json, spans: Sequence[PromptSpan]) -> Json:
-    """`value` with span numbers replaced by the spans' words and offsets."""
-    if not isinstance(schema, Mapping):
-        return value
-    if schema.get(QUOTE) is True and isinstance(value, int):
-        if not 1 <= value <= len(spans):
-            raise OutputError(f"span {value} is quoted, but the document shows {len(spans)}")
-        span = spans[value - 1]
-        return {"quote": span.text, "start": span.start, "end": span.end}
-    if isinstance(value, dict):
-        parts = schema.get("properties", {})
-        return {key: _quoted(parts.get(key), item, spans) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_quoted(schema.get("items"), item, spans) for item in value]
-    return value
 
 
 # ---------------------------------------------------------------- choices
@@ -292,27 +265,8 @@ def _validator(schema: str) -> Draft202012Validator:
 
 def _problem(schema: Mapping[str, Json], value: Json) -> str | None:
     """The first thing wrong with a value, with its place, or None."""
-    validator = _validator(json.dumps(_narrow_quotes(schema), sort_keys=True))
+    validator = _validator(json.dumps(filled_schema(schema), sort_keys=True))
     for error in validator.iter_errors(value):
         place = "/".join(str(part) for part in error.absolute_path)
         return f"{place}: {error.message[:300]}" if place else error.message[:300]
     return None
-
-
-def _narrow_quotes(schema: Json) -> Json:
-    """The schema with quotes as what they are once the words are filled in."""
-    if isinstance(schema, Mapping):
-        if schema.get(QUOTE) is True:
-            return {
-                "type": "object",
-                "required": ["quote", "start", "end"],
-                "properties": {
-                    "quote": {"type": "string"},
-                    "start": {"type": "integer"},
-                    "end": {"type": "integer"},
-                },
-            }
-        return {key: _narrow_quotes(value) for key, value in schema.items()}
-    if isinstance(schema, list):
-        return [_narrow_quotes(value) for value in schema]
-    return schema

@@ -29,6 +29,7 @@ from agentkit.prompt import (
 )
 from agentkit.retrieval.spans import split_spans
 from agentkit.skill.manifest import ChoiceAnswer, Manifest, MarksAnswer
+from agentkit.skill.quoting import number_quotes
 from agentkit.training.rows import Row
 from agentkit.types import Document, EncodedPrompt, PromptSpan
 
@@ -218,7 +219,7 @@ class Packer:
             asked = encoded.ids[encoded.question_start :]
             if row.expected is None:
                 raise InputError("it says not what is expected", where=f"row {number}")
-            said = self._answer_ids(row)
+            said = self._answer_ids(row, encoded.prompt.spans)
             pack = open_pack.get(prefix)
             if pack is None or len(pack.ids) + len(asked) + len(said) > self.tokens:
                 pack, _ = self._start(row, encoded.prompt.spans)
@@ -228,12 +229,11 @@ class Packer:
             pack.targets += [(start + len(asked) - 1 + i, token) for i, token in enumerate(said)]
         return packs
 
-    def _answer_ids(self, row: Row) -> list[int]:
-        text = (
-            row.expected
-            if isinstance(row.expected, str)
-            else json.dumps(row.expected, ensure_ascii=False, separators=(",", ":"))
-        )
+    def _answer_ids(self, row: Row, spans: Sequence[PromptSpan]) -> list[int]:
+        text = row.expected
+        if not isinstance(text, str):
+            answer = number_quotes(self.manifest.output, row.expected, spans)
+            text = json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
         return [*ids["input_ids"], self._end()]
 

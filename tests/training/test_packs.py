@@ -249,3 +249,17 @@ def test_an_empty_document_makes_no_pack() -> None:
 def test_a_label_that_the_skill_does_not_give_is_passed_over() -> None:
     (pack,) = packer(MARKS).pack([marked(("smell", "wall"))])
     assert pack.span_labels == pack.token_labels == []
+
+
+def test_a_quote_is_learnt_as_the_number_of_its_span() -> None:
+    values = {
+        **WRITE,
+        "output": {"type": "object", "properties": {"why": {"x-quote": True}}},
+        "retrieval": {"document": "document"},
+    }
+    start = TEXT.index("The wall")
+    why = {"quote": "The wall is old.", "start": start, "end": start + 16}
+    row = Row({"topic": "age", "document": TEXT}, {"why": why}, "g")
+    (pack,) = packer(values).pack([row])
+    said = TOKENIZER.decode([token for _, token in pack.targets][:-1])
+    assert said.replace(" ", "") == '{"why":2}'
