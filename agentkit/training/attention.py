@@ -27,23 +27,25 @@ def block_attention(
 ) -> tuple[Tensor, None]:
     """Attention for a mask that allows nothing above the diagonal.
 
-    `query` `(1, heads, tokens, size)`, `key` and `value` `(1, kv heads, tokens, size)`,
-    `attention_mask` `(1, 1, tokens, tokens)` additive. Returns `(1, tokens, heads, size)`.
+    `query` `(1, heads, tokens, size)`, `key` and `value` `(1, kv heads, before + tokens, size)`,
+    `attention_mask` `(1, 1, tokens, before + tokens)` additive. Returns `(1, tokens, heads, size)`.
     """
     heads, tokens, size = query.shape[1:]
+    before = key.shape[2] - tokens
     shared = heads // key.shape[1]
     scale = size**-0.5 if scaling is None else scaling
     keys, values = key[0].transpose(1, 2), value[0]
     blocks = []
     for start in range(0, tokens, _ROWS):
         end = min(tokens, start + _ROWS)
+        seen = before + end
         # Heads that share keys become more rows of one product.
         rows = (query[0, :, start:end] * scale).reshape(-1, shared * (end - start), size)
-        scores = torch.matmul(rows, keys[:, :, :end]).view(-1, shared, end - start, end)
+        scores = torch.matmul(rows, keys[:, :, :seen]).view(-1, shared, end - start, seen)
         if attention_mask is not None:
-            scores = scores + attention_mask[0, :, start:end, :end]
-        weights = torch.softmax(scores, dim=-1).view(-1, shared * (end - start), end)
-        block = torch.matmul(weights, values[:, :end])
+            scores = scores + attention_mask[0, :, start:end, :seen]
+        weights = torch.softmax(scores, dim=-1).view(-1, shared * (end - start), seen)
+        block = torch.matmul(weights, values[:, :seen])
         blocks.append(block.view(heads, end - start, size))
     return torch.cat(blocks, dim=1).transpose(0, 1)[None], None
 

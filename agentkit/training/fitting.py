@@ -136,7 +136,7 @@ def fit(
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         [
-            {"params": [p for p in trained if p not in head], "lr": spec.learning_rate},
+            {"params": [p for p in trained if p not in head], "lr": spec.rate},
             {"params": list(head), "lr": spec.head_learning_rate},
         ],
         weight_decay=0.01,

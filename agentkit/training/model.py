@@ -16,6 +16,7 @@ from agentkit.adapters.heads import (
     span_features,
     token_features,
 )
+from agentkit.training.methods import Attached
 from agentkit.training.packs import Pack
 
 
@@ -26,11 +27,18 @@ class PackModel(nn.Module):
     """
 
     def __init__(
-        self, decoder: nn.Module, unembed: nn.Module, head: Head | None, evidence_weight: float
+        self,
+        decoder: nn.Module,
+        unembed: nn.Module,
+        head: Head | None,
+        evidence_weight: float,
+        attached: Attached,
     ) -> None:
         super().__init__()
         self.decoder = decoder
         self.head = head
+        self.apart = attached.apart
+        self._attached = attached
         self._unembed = [unembed]  # in a list: frozen and shared, no part of this module's state
         self._evidence_weight = evidence_weight
 
@@ -39,22 +47,23 @@ class PackModel(nn.Module):
         dtype = next(p.dtype for p in self.decoder.parameters() if not p.requires_grad)
         result: Tensor = self.decoder(
             inputs_embeds=lower[None].to(dtype),
-            attention_mask=pack.mask(dtype),
-            position_ids=torch.tensor([pack.positions]),
-            use_cache=False,
+            **self._attached.inputs(pack, dtype),
         ).last_hidden_state[0]
         return result
 
     def forward(self, pack: Pack, lower: Tensor) -> dict[str, Tensor]:
-        states = self.states(pack, lower)
+        return {"loss": self.loss(pack, self.states(pack, lower))}
+
+    def loss(self, pack: Pack, states: Tensor) -> Tensor:
+        """What is to be learnt from a pack, given its states."""
         if isinstance(self.head, ChoiceHead):
-            return {"loss": self._choice_loss(pack, states, self.head)}
+            return self._choice_loss(pack, states, self.head)
         if isinstance(self.head, SpanLabelHead):
-            return {"loss": self._marks_loss(pack, states, self.head)}
+            return self._marks_loss(pack, states, self.head)
         at = torch.tensor([index for index, _ in pack.targets])
         tokens = torch.tensor([token for _, token in pack.targets])
         logits = self._unembed[0](states[at]).float()
-        return {"loss": functional.cross_entropy(logits, tokens)}
+        return functional.cross_entropy(logits, tokens)
 
     def _choice_loss(self, pack: Pack, states: Tensor, head: ChoiceHead) -> Tensor:
         choices, evidence = head(*choice_features(pack, states))

@@ -42,6 +42,8 @@ class Pack:
     branch: list[int]
     """0 in the prefix, then the branch's number; same length as `ids`."""
     positions: list[int]
+    active: list[bool] = field(default_factory=list)
+    """Whether a token is the invocation's or comes after it; same length as `ids`."""
     rows: list[int] = field(default_factory=list)
     """Number of the row that each branch (or, for marks, the pack) came from."""
     span_ends: list[int] = field(default_factory=list)
@@ -107,7 +109,12 @@ class Packer:
     def _start(self, row: Row, spans: Sequence[PromptSpan]) -> tuple[Pack, EncodedPrompt]:
         encoded = self._encode(row, spans)
         end = encoded.question_start
-        pack = Pack(ids=list(encoded.ids[:end]), branch=[0] * end, positions=list(range(end)))
+        pack = Pack(
+            ids=list(encoded.ids[:end]),
+            branch=[0] * end,
+            positions=list(range(end)),
+            active=[False] * end,
+        )
         pack.span_ends = list(encoded.span_ends)
         pack.token_at = [index for index, _, _ in encoded.token_offsets]
         return pack, encoded
@@ -116,14 +123,18 @@ class Packer:
         prompt = skill_prompt(self.frame, self.manifest, row.input, spans)
         return encode_prompt(self.tokenizer, prompt)
 
-    def _append(self, pack: Pack, ids: Sequence[int], row: int) -> int:
-        """Add a branch; returns the index of its first token."""
+    def _append(self, pack: Pack, ids: Sequence[int], asked: int, row: int) -> int:
+        """Add a branch, of which `asked` tokens come before the invocation.
+
+        Returns the index of its first token.
+        """
         prefix = pack.branch.count(0)
         start = len(pack.ids)
         pack.rows.append(row)
         pack.branch += [len(pack.rows)] * len(ids)
         pack.positions += range(prefix, prefix + len(ids))
         pack.ids += ids
+        pack.active += [at >= asked for at in range(len(ids))]
         return start
 
     # -- choices -------------------------------------------------------------------------
@@ -165,7 +176,8 @@ class Packer:
             label = answer.no_evidence[0]
         encoded = self._encode(row)
         ids = encoded.ids[encoded.question_start :]
-        start = self._append(pack, ids, number)
+        asked = encoded.invocation_start - encoded.question_start
+        start = self._append(pack, ids, asked, number)
         pack.answer_at.append(start + len(ids) - 1)
         pack.choice.append(answer.choices.index(label))
         pack.evidence += [(len(pack.rows) - 1, index) for index in held]
@@ -188,6 +200,7 @@ class Packer:
             # Nothing after the document matters to a head that labels the document.
             del pack.ids[encoded.document_end :]
             del pack.branch[encoded.document_end :], pack.positions[encoded.document_end :]
+            del pack.active[encoded.document_end :]
             pack.rows = [number]
             for label, start, end in gold:
                 place = {"start": start, "end": end}
@@ -225,7 +238,8 @@ class Packer:
                 pack, _ = self._start(row, encoded.prompt.spans)
                 open_pack[prefix] = pack
                 packs.append(pack)
-            start = self._append(pack, [*asked, *said[:-1]], number)
+            before = encoded.invocation_start - encoded.question_start
+            start = self._append(pack, [*asked, *said[:-1]], before, number)
             pack.targets += [(start + len(asked) - 1 + i, token) for i, token in enumerate(said)]
         return packs
 

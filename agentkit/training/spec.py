@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from agentkit.errors import SkillError
+from agentkit.training.layer_selection import Importance
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+Method: TypeAlias = Literal["lora", "dora", "alora", "prefix"]
+RATES: dict[Method, float] = {"lora": 5e-4, "dora": 5e-4, "alora": 5e-4, "prefix": 5e-3}
 
 
 class _Frozen(BaseModel):
@@ -38,17 +43,47 @@ class DataSpec(_Frozen):
     """Share of documents kept out of training and tuning, to measure on what was never seen."""
 
 
+class SearchSpec(_Frozen):
+    """What is searched through, and for how long; a setting that is left out stays as it is."""
+
+    minutes: float = Field(default=30.0, gt=0.0)
+    trials: int = Field(default=20, ge=1)
+    learning_rate: tuple[float, float] | None = (1e-4, 2e-3)
+    """Least and most, searched on a logarithmic scale."""
+    rank: tuple[int, ...] = (4, 8, 16, 32)
+    layers: tuple[str, ...] = ()
+    method: tuple[Method, ...] = ()
+
+
 class TrainSpec(_Frozen):
     """Method, size, layers, data and budget of a training."""
 
-    method: Literal["lora"] = "lora"
+    method: Method = "lora"
     layers: str = "all"
-    """`all`, or an inclusive range of layer numbers such as `20-29`."""
+    """`all`, layer numbers and inclusive ranges such as `3, 20-29`, or `auto`: those that matter
+    most by `importance`."""
+    layers_of: str | None = None
+    """Folder of a trained skill (from this one) whose layers are taken instead."""
+    importance: Importance = "gradient"
+    layer_count: int | None = Field(default=None, ge=1)
+    """How many layers `auto` chooses by `gradient` or `attention`; a third of them by default."""
+    probe_packs: int = Field(default=24, ge=2)
+    """Packs of the sample that importance is measured on."""
+    virtual_tokens: int = Field(default=16, ge=1, le=1024)
+    """Length of a prefix."""
+    start_from: str | None = None
+    """Folder of a trained skill (from this one) whose adapter this training begins with: a general
+    adapter first, then each skill from it."""
     rank: int = Field(default=16, ge=1, le=256)
+    size: Literal["auto"] | None = None
+    """`auto`: the rank is chosen by what it gains on a sample; `alpha` keeps its ratio to it."""
+    search: SearchSpec | None = None
+    """Settings to be found by a search before the training; needs the extra `search`."""
     alpha: int = Field(default=32, ge=1)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     modules: tuple[str, ...] = ALL_LINEAR
-    learning_rate: float = Field(default=5e-4, gt=0.0)
+    learning_rate: float | None = Field(default=None, gt=0.0)
+    """By default what suits the method: adapters learn at about ten times a full fine-tuning's."""
     head_learning_rate: float = Field(default=1e-3, gt=0.0)
     epochs: float = Field(default=2.0, gt=0.0)
     max_minutes: float | None = Field(default=None, gt=0.0)
@@ -65,22 +100,15 @@ class TrainSpec(_Frozen):
     seed: int = 7
     data: tuple[DataSpec, ...] = Field(min_length=1)
 
-    def layer_range(self, layers: int) -> range:
-        """The adapted layers of a backbone with `layers` layers."""
-        if self.layers == "all":
-            return range(layers)
-        first, _, last = self.layers.partition("-")
-        try:
-            chosen = range(int(first), int(last or first) + 1)
-        except ValueError:
-            chosen = range(0)
-        if not chosen or chosen.start < 0 or chosen.stop > layers:
-            raise SkillError(
-                f"layers: {self.layers!r} is not a range within 0-{layers - 1}",
-                where="train.yaml",
-                hint='write "all" or an inclusive range such as "20-29"',
-            )
-        return chosen
+    def with_rank(self, rank: int) -> TrainSpec:
+        """The same with another rank, and `alpha` in the same ratio to it."""
+        alpha = max(1, round(self.alpha * rank / self.rank))
+        return self.model_copy(update={"rank": rank, "alpha": alpha})
+
+    @property
+    def rate(self) -> float:
+        """The learning rate."""
+        return self.learning_rate or RATES[self.method]
 
 
 def load_train_spec(path: Path) -> TrainSpec:

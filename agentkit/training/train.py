@@ -18,7 +18,7 @@ from random import Random
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from rich.console import Console
 from rich.progress import Progress
 from safetensors.torch import load_file, save_file
@@ -39,10 +39,12 @@ from agentkit.training.attention import use_block_attention
 from agentkit.training.fitting import checkpoint_key, fit
 from agentkit.training.lower import LowerStates, layers_only
 from agentkit.training.measure import measure_packs, shift_to_best_threshold
+from agentkit.training.methods import attach, start_from
 from agentkit.training.model import PackModel
 from agentkit.training.packs import Pack, Packer
 from agentkit.training.record import write_record
 from agentkit.training.rows import Split, load_rows
+from agentkit.training.settle import settle
 from agentkit.training.spec import TrainSpec, load_train_spec
 
 
@@ -85,6 +87,12 @@ def train_skill(
     train_packs = _thin(packer.pack(split.train), manifest, spec)
     tuning_packs = packer.pack(split.tuning)
     tuning_packs = tuning_packs[:: -(-len(tuning_packs) // spec.tuning_packs) or 1]
+    if spec.method == "alora" and isinstance(manifest.answer, MarksAnswer):
+        raise SkillError(
+            "an activated adapter acts after the document, so it cannot learn to label it",
+            where=str(skill / "train.yaml"),
+            hint="use lora on the upper layers",
+        )
     if not train_packs:
         raise InputError("the training rows make no pack", where=str(skill / "train.yaml"))
     console.print(
@@ -103,25 +111,32 @@ def train_skill(
     model.train(False)
     use_block_attention(model)
     decoder, hidden = model.model, int(model.config.hidden_size)
-    adapted = spec.layer_range(int(model.config.num_hidden_layers))
-    _check_modules(model, spec)
+    count = int(model.config.num_hidden_layers)
+    head = _new_head(manifest, hidden)
+    spec, choice, found = settle(
+        spec, model, train_packs, head, skill=skill, work=work, console=console
+    )
+    lowest = choice.chosen[0] if spec.method != "prefix" else 0
     fingerprint = models.fingerprint(backbone)
     states = LowerStates(
         work / "lower-states.bin",
         hidden=hidden,
         dtype=getattr(torch, spec.dtype),
-        key=f"{fingerprint}:{adapted.start}:{spec.dtype}",
+        key=f"{fingerprint}:{lowest}:{spec.dtype}",
     )
-    checkpoints = work / "checkpoints" / checkpoint_key(spec, train_packs, fingerprint)
+    checkpoints = (
+        work / "checkpoints" / checkpoint_key(spec, train_packs, f"{fingerprint}:{choice.chosen}")
+    )
     with Progress(console=console) as progress:
-        states.compute(decoder, [*train_packs, *tuning_packs], adapted.start, progress)
+        states.compute(decoder, [*train_packs, *tuning_packs], lowest, progress)
 
-    peft_model = get_peft_model(model, _lora_config(spec, adapted))
-    upper = range(adapted.start, int(model.config.num_hidden_layers))
-    with layers_only(decoder, upper, final_norm=True):
-        pack_model = PackModel(
-            decoder, model.lm_head, _new_head(manifest, hidden), spec.evidence_weight
-        )
+    set_seed(spec.seed)  # whatever was probed, the training is the same
+    invocation = _invocation(tokenizer)
+    attached = attach(model, spec, choice.chosen, invocation)
+    if spec.start_from:
+        start_from(attached, skill / spec.start_from)
+    with layers_only(decoder, range(lowest, count), final_norm=True):
+        pack_model = PackModel(decoder, model.lm_head, head, spec.evidence_weight, attached)
         before = measure_packs(pack_model, tuning_packs, states, manifest)
         history = fit(
             pack_model, train_packs, states, spec, checkpoints=checkpoints, console=console
@@ -129,11 +144,13 @@ def train_skill(
         pack_model.eval()
         shift_to_best_threshold(pack_model, tuning_packs, states, manifest)
         after = measure_packs(pack_model, tuning_packs, states, manifest)
-    folder = _save(skill, peft_model, pack_model.head, fingerprint, getattr(torch, spec.dtype))
+    folder = _save(skill, attached.peft, pack_model.head, fingerprint, getattr(torch, spec.dtype))
     shutil.rmtree(checkpoints.parent, ignore_errors=True)
     metrics = _metrics(spec, split, settings, fingerprint, train_packs)
     metrics |= {
         "seconds": round(time.monotonic() - started, 1),
+        "layers": choice.to_json(),
+        **found,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "tuning": {"untrained": before, "trained": after},
         "loss": history,
@@ -164,27 +181,9 @@ def _thin(packs: list[Pack], manifest: Manifest, spec: TrainSpec) -> list[Pack]:
     return [packs[i] for i in sorted(kept)]
 
 
-def _check_modules(model: Any, spec: TrainSpec) -> None:
-    """PEFT is content if any of the names matches, and would leave the others out in silence."""
-    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    if missing := set(spec.modules) - names:
-        raise SkillError(
-            f"modules: the backbone has no {', '.join(sorted(missing))}",
-            where="train.yaml",
-            hint="leave `modules` out for all linear modules of a layer",
-        )
-
-
-def _lora_config(spec: TrainSpec, adapted: range) -> LoraConfig:
-    return LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.alpha,
-        lora_dropout=spec.dropout,
-        target_modules=list(spec.modules),
-        layers_to_transform=list(adapted),
-        layers_pattern="layers",
-        task_type="CAUSAL_LM",
-    )
+def _invocation(tokenizer: Any) -> list[int]:
+    ids = tokenizer(frame_of(tokenizer).invocation, add_special_tokens=False)["input_ids"]
+    return list(ids)
 
 
 def _new_head(manifest: Manifest, hidden: int) -> Head | None:

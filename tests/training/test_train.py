@@ -36,6 +36,7 @@ from agentkit.testing import TinyBackbone
 from agentkit.training.attention import use_block_attention
 from agentkit.training.fitting import _Clock
 from agentkit.training.lower import LowerStates, layers_only
+from agentkit.training.methods import Attached
 from agentkit.training.model import PackModel, choice_features, label_features
 from agentkit.training.packs import Pack, Packer
 from agentkit.training.rows import Row
@@ -104,9 +105,9 @@ class Model:
         with Progress(disable=True) as progress:
             lower.compute(decoder, [pack], 2, progress)
         with layers_only(decoder, range(2, 4), final_norm=True), torch.inference_mode():
-            return PackModel(decoder, self.model.lm_head, self.head, 1.0).states(
-                pack, lower.get(pack)
-            )
+            return PackModel(
+                decoder, self.model.lm_head, self.head, 1.0, Attached(self.peft)
+            ).states(pack, lower.get(pack))
 
     def likelihood(self, prompt: EncodedPrompt, answer: list[int]) -> float:
         ids = [*prompt.ids, *answer]
@@ -415,3 +416,115 @@ def test_what_cannot_be_trained_says_why(
         train(toy)
     assert raised.value.exit_code == 2
     assert not (toy.folder / "adapter_model.safetensors").exists()
+
+
+# ---------------------------------------------------------------- methods and layers
+
+
+@pytest.mark.parametrize("method", ["dora", "alora", "prefix"])
+def test_every_method_learns_and_is_saved_as_peft_loads_it(
+    make_toy: Callable[..., Any], tmp_path: Path, method: str
+) -> None:
+    whole = {"layers": "all"} if method == "prefix" else {}
+    toy = make_toy("likelihood", tmp_path, method=method, **whole)
+    trained, _ = train(toy)
+    losses = [entry["loss"] for entry in trained.metrics["loss"]]
+    assert losses[-1] < losses[0]
+    tuning = trained.metrics["tuning"]
+    assert trained.metrics["training"]["method"] == method
+    assert tuning == {"untrained": {}, "trained": {}} or tuning["trained"]
+    base = AutoModelForCausalLM.from_pretrained(toy.settings.backbone, local_files_only=True)
+    config = PeftModel.from_pretrained(base, str(toy.folder)).active_peft_config
+    assert bool(getattr(config, "use_dora", False)) == (method == "dora")
+    assert bool(getattr(config, "alora_invocation_tokens", None)) == (method == "alora")
+    assert config.is_prompt_learning == (method == "prefix")
+
+
+def test_an_activated_adapter_cannot_label_the_document(
+    make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    toy = make_toy("marks", tmp_path, method="alora")
+    with pytest.raises(SkillError, match="acts after the document"):
+        train(toy)
+
+
+def test_a_prefix_takes_all_layers(make_toy: Callable[..., Any], tmp_path: Path) -> None:
+    toy = make_toy("likelihood", tmp_path, method="prefix")
+    with pytest.raises(SkillError, match="conditions every layer"):
+        train(toy)
+
+
+@pytest.mark.parametrize(
+    ("importance", "kind"),
+    [("gradient", "choice"), ("attention", "likelihood"), ("validation", "marks")],
+)
+def test_auto_layers_are_chosen_scored_drawn_and_can_be_reused(
+    make_toy: Callable[..., Any], tmp_path: Path, importance: str, kind: str
+) -> None:
+    toy = make_toy(kind, tmp_path, steps=10, layers="auto", importance=importance, layer_count=2)
+    trained, _ = train(toy)
+    layers = trained.metrics["layers"]
+    assert layers["method"] == importance
+    assert len(layers["scores"]) == 4
+    assert importance == "validation" or len(layers["chosen"]) == 2
+    config = json.loads((toy.folder / "adapter_config.json").read_text())
+    assert sorted(config["layers_to_transform"]) == list(layers["chosen"])
+    assert (toy.folder / "layers.svg").read_text().lstrip().startswith("<?xml")
+
+    other = make_toy("likelihood", tmp_path / "other", steps=4, layers_of=str(toy.folder))
+    again, _ = train(other)
+    assert again.metrics["layers"]["chosen"] == layers["chosen"]
+
+
+def test_a_skill_can_start_from_a_trained_one(make_toy: Callable[..., Any], tmp_path: Path) -> None:
+    general = make_toy("likelihood", tmp_path / "general", layers="1-3")
+    train(general)
+    fresh = make_toy("likelihood", tmp_path / "fresh", steps=10)
+    staged = make_toy("likelihood", tmp_path / "staged", steps=10, start_from=str(general.folder))
+    first = [train(toy)[0].metrics["loss"][0]["loss"] for toy in (fresh, staged)]
+    assert first[1] < first[0] / 2
+
+
+def test_an_adapter_of_another_size_cannot_be_started_from(
+    make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    general = make_toy("likelihood", tmp_path / "general", steps=2)
+    train(general)
+    for folder, changes, message in (
+        (general.folder, {"rank": 8}, "an adapter of the same rank"),
+        (tmp_path, {}, "cannot be read"),
+        (general.folder, {"layers": "0-1"}, "none of its tensors fits"),
+    ):
+        at = tmp_path / message.replace(" ", "-")
+        toy = make_toy("likelihood", at, start_from=str(folder), **changes)
+        with pytest.raises(SkillError, match=message):
+            train(toy)
+
+
+def test_a_size_is_chosen_by_what_it_gains(make_toy: Callable[..., Any], tmp_path: Path) -> None:
+    toy = make_toy("likelihood", tmp_path, steps=4, size="auto")
+    trained, _ = train(toy)
+    rank = trained.metrics["training"]["rank"]
+    assert str(rank) in trained.metrics["sizes"]
+    assert trained.metrics["training"]["alpha"] == 2 * rank
+    assert json.loads((toy.folder / "adapter_config.json").read_text())["r"] == rank
+
+
+def test_a_search_finds_settings_within_its_space_keeps_its_picture_and_goes_on(
+    make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("optuna")
+    space = {"trials": 3, "rank": [2, 4], "layers": ["2-3", "3"], "learning_rate": [1e-3, 1e-1]}
+    toy = make_toy("likelihood", tmp_path, steps=4, search=space)
+    trained, _ = train(toy)
+    record = trained.metrics["search"]
+    assert len(record["trials"]) == 3
+    assert record["loss"] == pytest.approx(
+        min(t["loss"] for t in record["trials"] if t["state"] == "complete"), abs=1e-4
+    )
+    settings = trained.metrics["training"]
+    assert settings["rank"] in (2, 4)
+    assert 1e-3 <= settings["learning_rate"] <= 1e-1
+    assert (toy.folder / "search.svg").exists()
+    again, _ = train(toy)  # the study is kept: nothing is tried anew
+    assert again.metrics["search"] == record

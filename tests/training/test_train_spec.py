@@ -51,15 +51,7 @@ def test_a_missing_file_says_what_it_is_for(tmp_path: Path) -> None:
         load_train_spec(tmp_path / "train.yaml")
 
 
-@pytest.mark.parametrize(
-    ("layers", "wanted"),
-    [("all", range(30)), ("20-29", range(20, 30)), ("0-0", range(1)), ("7", range(7, 8))],
-)
-def test_layers_are_all_or_an_inclusive_range(layers: str, wanted: range) -> None:
-    assert TrainSpec(layers=layers, data=({"path": "x"},)).layer_range(30) == wanted
-
-
-@pytest.mark.parametrize("layers", ["20-30", "5-4", "-1", "upper", "1-x", ""])
-def test_layers_outside_the_backbone_are_refused(layers: str) -> None:
-    with pytest.raises(SkillError, match="is not a range within 0-29"):
-        TrainSpec(layers=layers, data=({"path": "x"},)).layer_range(30)
+def test_the_rate_is_the_methods_own_unless_given() -> None:
+    data = ({"path": "x"},)
+    assert TrainSpec(data=data, method="prefix").rate > TrainSpec(data=data).rate
+    assert TrainSpec(data=data, learning_rate=0.25).rate == 0.25

@@ -1,0 +1,163 @@
+"""`search:` and `size: auto` in `train.yaml`: settings found by short trainings on a sample.
+
+A search is an Optuna study (https://arxiv.org/abs/1907.10902): a tree-structured Parzen estimator
+proposes settings, a trial that is worse half way than the median of those before is given up. The
+study is kept in a SQLite file, so a search that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from agentkit.adapters.heads import Head
+from agentkit.errors import SkillError
+from agentkit.training.layer_selection import given_layers
+from agentkit.training.packs import Pack
+from agentkit.training.probing import Probe, Step, parted, sample_packs
+from agentkit.training.spec import SearchSpec, TrainSpec
+
+SIZES = (4, 8, 16, 32, 64)
+_LEAST_GAIN = 0.01
+"""Share of the loss that a size twice as large must save."""
+
+
+def auto_size(
+    model: Any,
+    spec: TrainSpec,
+    packs: Sequence[Pack],
+    layers: Sequence[int],
+    head: Head | None,
+    *,
+    said: Step,
+) -> tuple[int, dict[str, float]]:
+    """The least rank that a larger one does not better by a hundredth, and each rank's loss."""
+    learnt, held = parted(sample_packs(packs, spec.probe_packs))
+    losses: dict[str, float] = {}
+    best = SIZES[0]
+    for rank in SIZES:
+        sized = spec.with_rank(rank)
+        losses[str(rank)] = round(
+            Probe(model, sized, head, said).short_loss(layers, learnt, held), 5
+        )
+        if rank > best:
+            before = losses[str(best)]
+            if (before - losses[str(rank)]) / max(abs(before), 1e-9) < _LEAST_GAIN:
+                break
+            best = rank
+    return best, losses
+
+
+def search(
+    model: Any,
+    spec: TrainSpec,
+    packs: Sequence[Pack],
+    head: Head | None,
+    *,
+    store: Path,
+    key: str,
+    said: Step,
+) -> tuple[TrainSpec, dict[str, Any]]:
+    """The settings of the best trial, put into `spec`, and a record of the study.
+
+    `store` is the SQLite file and `key` the study's name in it. Raises `SkillError` where the
+    extra `search` is not installed.
+    """
+    optuna = _optuna()
+    space = spec.search or SearchSpec()
+    count = int(model.config.num_hidden_layers)
+    learnt, held = parted(sample_packs(packs, spec.probe_packs))
+    ends = time.monotonic() + 60 * space.minutes
+
+    def objective(trial: Any) -> float:
+        tried = _tried(spec, space, trial)
+        layers = given_layers(tried.layers, count)
+
+        def half_way(loss: float) -> None:
+            trial.report(loss, 1)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        probe = Probe(model, tried, head, said)
+        return probe.short_loss(layers, learnt, held, half_way=half_way)
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        storage=f"sqlite:///{store}",
+        study_name=key,
+        load_if_exists=True,
+        sampler=optuna.samplers.TPESampler(seed=spec.seed),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
+    )
+    left = space.trials - len(study.trials)
+    if left > 0:
+        study.optimize(objective, n_trials=left, timeout=max(1.0, ends - time.monotonic()))
+    done = [
+        trial for trial in study.trials if trial.value is not None and trial.state.is_finished()
+    ]
+    whole = [trial for trial in done if trial.state.name == "COMPLETE"]
+    if not whole:
+        raise SkillError(
+            "no trial of the search came to its end",
+            where="train.yaml",
+            hint="give search more minutes, or fewer probe_packs",
+        )
+    record = {
+        "best": study.best_params,
+        "loss": round(study.best_value, 5),
+        "trials": [
+            {"settings": t.params, "loss": t.value, "state": t.state.name.lower()}
+            for t in study.trials
+        ],
+    }
+    return _tried(spec, space, optuna.trial.FixedTrial(study.best_params)), record
+
+
+def draw_search(path: Path, record: dict[str, Any], title: str) -> None:
+    """Every trial's loss, and the best so far; nothing without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return  # a picture is an extra: the trials are in metrics.json
+    trials = [(n, t["loss"], t["state"]) for n, t in enumerate(record["trials"], start=1)]
+    whole = [(n, loss) for n, loss, state in trials if state == "complete"]
+    cut = [(n, loss) for n, loss, state in trials if state != "complete" and loss is not None]
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    if cut:
+        axes.scatter(*zip(*cut, strict=True), color="#c9d3dd", label="given up half way")
+    axes.scatter(*zip(*whole, strict=True), color="#2f5d8a", label="to its end")
+    best = [min(loss for m, loss in whole if m <= n) for n, _ in whole]
+    axes.step([n for n, _ in whole], best, where="post", color="#b5582b", label="best so far")
+    axes.set(xlabel="trial", ylabel="loss on the sample", title=title)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def _tried(spec: TrainSpec, space: SearchSpec, trial: Any) -> TrainSpec:
+    changes: dict[str, Any] = {}
+    if space.learning_rate is not None:
+        least, most = space.learning_rate
+        changes["learning_rate"] = trial.suggest_float("learning_rate", least, most, log=True)
+    for name in ("method", "layers"):
+        if choices := getattr(space, name):
+            changes[name] = trial.suggest_categorical(name, list(choices))
+    tried = spec.model_copy(update=changes)
+    if space.rank:
+        tried = tried.with_rank(trial.suggest_categorical("rank", list(space.rank)))
+    return tried
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise SkillError(
+            "search needs Optuna, which is not installed",
+            where="train.yaml",
+            hint="pip install 'agentkit-skills[search]'",
+        ) from error
+    return optuna

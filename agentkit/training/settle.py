@@ -1,0 +1,81 @@
+"""A `train.yaml` with open settings to one with none: layers, size and what is searched for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from agentkit.adapters.heads import Head
+from agentkit.training.fitting import checkpoint_key
+from agentkit.training.layer_selection import (
+    LayerChoice,
+    draw_layers,
+    given_layers,
+    layers_of_skill,
+)
+from agentkit.training.methods import check_modules
+from agentkit.training.packs import Pack
+from agentkit.training.probing import choose_layers
+from agentkit.training.search import auto_size, draw_search, search
+from agentkit.training.spec import TrainSpec
+
+
+def settle(
+    spec: TrainSpec,
+    model: Any,
+    packs: Sequence[Pack],
+    head: Head | None,
+    *,
+    skill: Path,
+    work: Path,
+    console: Console,
+) -> tuple[TrainSpec, LayerChoice, dict[str, Any]]:
+    """The settings to train with, the layers to adapt, and what was measured to find them.
+
+    The model is left as it was; pictures of what was measured go into the skill folder.
+    Raises `SkillError` for modules or layers that the backbone does not have.
+    """
+    count = int(model.config.num_hidden_layers)
+    check_modules(model, spec)
+    said = _Said(console)
+    found: dict[str, Any] = {}
+    if spec.layers_of:
+        choice = layers_of_skill(skill / spec.layers_of, count)
+    else:
+        choice = choose_layers(model, spec, packs, head, said=said)
+    if choice.scores:
+        draw_layers(skill / "layers.svg", choice, skill.name)
+    if spec.search:
+        named = ",".join(map(str, choice.chosen))
+        spec, found["search"] = search(
+            model,
+            spec.model_copy(update={"layers": named}),
+            packs,
+            head,
+            store=work / "search.sqlite",
+            key=checkpoint_key(spec, packs, str(count)),
+            said=said,
+        )
+        draw_search(skill / "search.svg", found["search"], skill.name)
+        if spec.layers != named:
+            choice = LayerChoice(given_layers(spec.layers, count), "search")
+    if spec.size == "auto":
+        rank, found["sizes"] = auto_size(model, spec, packs, choice.chosen, head, said=said)
+        spec = spec.with_rank(rank)
+    return spec, choice, found
+
+
+class _Said:
+    """Stateful: passes on what is said at most once a second."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._next = console, 0.0
+
+    def __call__(self, text: str) -> None:
+        if time.monotonic() >= self._next:
+            self._console.print(text)
+            self._next = time.monotonic() + 1.0
