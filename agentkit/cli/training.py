@@ -11,6 +11,7 @@ import typer
 
 from agentkit.cli.options import Set, settings_from
 from agentkit.cli.output import print_json, say, stderr
+from agentkit.errors import InputError
 
 
 def register(app: typer.Typer) -> None:
@@ -33,23 +34,54 @@ class Part(StrEnum):
 
 
 def train(
-    folder: Folder,
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Skill folders with a train.yaml.")
+    ] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every shipped skill.")] = False,
+    backbone: Annotated[
+        str | None, typer.Option(help="Another backbone: a name, a local folder or a hub id.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Train copies in here, and leave the folders as they are."),
+    ] = None,
     data_dir: DataDir = Path("data"),
     work: Annotated[
         Path | None, typer.Option(help="Where to keep checkpoints; by default in the cache.")
     ] = None,
     set_: Set = None,
 ) -> None:
-    """Train a skill's adapter as its train.yaml says; killed and called again, it goes on.
+    """Train skills' adapters as their train.yaml says; killed and called again, it goes on.
 
-    Writes the adapter, metrics.json, a model card and the loss curve into the folder.
+    Writes the adapter, metrics.json, a model card and the loss curve into each folder.
     """
-    from agentkit.training.train import train_skill
+    from agentkit.training.train import copy_untrained, train_skill
 
-    trained = train_skill(
-        folder, settings=settings_from(set_), data_dir=data_dir, work=work, console=stderr
-    )
-    print_json(trained.metrics["tuning"])
+    chosen = _chosen(folders or [], all_)
+    settings = settings_from([*(set_ or []), *([f"backbone={backbone}"] if backbone else [])])
+    figures = {}
+    for folder in chosen:
+        trained = train_skill(
+            copy_untrained(folder, out) if out else folder,
+            settings=settings,
+            data_dir=data_dir,
+            work=work / folder.name if work and len(chosen) > 1 else work,
+            console=stderr,
+        )
+        figures[trained.folder.name] = trained.metrics["tuning"]
+    print_json(figures if len(chosen) > 1 else next(iter(figures.values())))
+
+
+def _chosen(folders: list[Path], every: bool) -> list[Path]:
+    from agentkit.skill.registry import shipped_folder
+
+    if every and not folders and (shipped := shipped_folder()) is not None:
+        folders = sorted(path.parent for path in shipped.glob("*/train.yaml"))
+    elif every:
+        raise InputError("--all is every shipped skill", hint="give folders, or --all")
+    if not folders:
+        raise InputError("no skill folder is given", hint="give folders, or --all")
+    return folders
 
 
 def rows(

@@ -27,6 +27,7 @@ from agentkit.errors import SkillError
 Importance: TypeAlias = Literal["gradient", "attention", "validation"]
 
 _RANGE = re.compile(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?")
+_UPPER = re.compile(r"\s*upper\s+(\d+)\s*/\s*(\d+)\s*")
 _LEAST_GAIN = 0.01
 """Share of the loss that one more step down must save."""
 
@@ -45,12 +46,15 @@ class LayerChoice:
 
 
 def given_layers(text: str, count: int) -> tuple[int, ...]:
-    """The layers that a text such as `all`, `20-29` or `3, 7, 20-29` names, of `count`.
+    """The layers that `all`, `upper 1/3`, `20-29` or `3, 7, 20-29` names, of `count`.
 
     Raises `SkillError` for a text that names none, or one that is not there.
     """
     if text.strip() == "all":
         return tuple(range(count))
+    upper = _UPPER.fullmatch(text)
+    if upper is not None and 0 < int(upper[1]) <= int(upper[2]):
+        return tuple(range(count - max(1, count * int(upper[1]) // int(upper[2])), count))
     chosen: set[int] = set()
     for part in text.split(","):
         match = _RANGE.fullmatch(part)
@@ -60,7 +64,7 @@ def given_layers(text: str, count: int) -> tuple[int, ...]:
             raise SkillError(
                 f"layers: {text!r} is not a range within 0-{count - 1}",
                 where="train.yaml",
-                hint='write "all", "auto", a range such as "20-29", or a list of them',
+                hint='write "all", "auto", "upper 1/3", a range such as "20-29", or a list of them',
             )
         chosen.update(range(first, last + 1))
     return tuple(sorted(chosen))

@@ -103,7 +103,6 @@ def attach(
             for parameter in attached.peft.prompt_encoder.parameters():
                 parameter.mul_(0.1)
         return attached
-    check_modules(model, spec)
     activated = spec.method == "alora"
     peft = get_peft_model(
         model,
@@ -112,7 +111,7 @@ def attach(
             lora_alpha=spec.alpha,
             lora_dropout=0.0 if activated else spec.dropout,
             use_dora=spec.method == "dora",
-            target_modules=list(spec.modules),
+            target_modules=list(module_names(model, spec)),
             layers_to_transform=list(layers),
             layers_pattern="layers",
             task_type="CAUSAL_LM",
@@ -130,15 +129,27 @@ def attach(
     return Attached(peft, active)
 
 
-def check_modules(model: Any, spec: TrainSpec) -> None:
-    """PEFT is content if any of the names matches, and would leave the others out in silence."""
-    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    if missing := set(spec.modules) - names:
+def module_names(model: Any, spec: TrainSpec) -> tuple[str, ...]:
+    """The last names of the modules to adapt, as `spec.modules` says.
+
+    Raises `SkillError` for one that the backbone does not have: PEFT is content if any of the names
+    matches, and would leave the others out in silence.
+    """
+    layer = model.model.layers[-1]
+    known = tuple(
+        name.rpartition(".")[2]
+        for name, module in layer.named_modules()
+        if isinstance(module, nn.Linear)
+    )
+    if spec.modules == "all":
+        return known
+    if missing := set(spec.modules) - set(known):
         raise SkillError(
             f"modules: the backbone has no {', '.join(sorted(missing))}",
             where="train.yaml",
             hint="leave `modules` out for all linear modules of a layer",
         )
+    return spec.modules
 
 
 def start_from(attached: Attached, folder: Path) -> None:

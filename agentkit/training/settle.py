@@ -17,7 +17,7 @@ from agentkit.training.layer_selection import (
     given_layers,
     layers_of_skill,
 )
-from agentkit.training.methods import check_modules
+from agentkit.training.methods import module_names
 from agentkit.training.packs import Pack
 from agentkit.training.probing import choose_layers
 from agentkit.training.search import auto_size, draw_search, search
@@ -40,7 +40,7 @@ def settle(
     Raises `SkillError` for modules or layers that the backbone does not have.
     """
     count = int(model.config.num_hidden_layers)
-    check_modules(model, spec)
+    spec = spec.model_copy(update={"modules": module_names(model, spec)})
     said = _Said(console)
     found: dict[str, Any] = {}
     if spec.layers_of:

@@ -12,9 +12,6 @@ from ruamel.yaml.error import YAMLError
 from agentkit.errors import SkillError
 from agentkit.training.layer_selection import Importance
 
-ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
 Method: TypeAlias = Literal["lora", "dora", "alora", "prefix"]
 RATES: dict[Method, float] = {"lora": 5e-4, "dora": 5e-4, "alora": 5e-4, "prefix": 5e-3}
 
@@ -60,8 +57,8 @@ class TrainSpec(_Frozen):
 
     method: Method = "lora"
     layers: str = "all"
-    """`all`, layer numbers and inclusive ranges such as `3, 20-29`, or `auto`: those that matter
-    most by `importance`."""
+    """`all`, `upper 1/3`, layer numbers and inclusive ranges such as `3, 20-29`, or `auto`: those
+    that matter most by `importance`."""
     layers_of: str | None = None
     """Folder of a trained skill (from this one) whose layers are taken instead."""
     importance: Importance = "gradient"
@@ -81,7 +78,8 @@ class TrainSpec(_Frozen):
     """Settings to be found by a search before the training; needs the extra `search`."""
     alpha: int = Field(default=32, ge=1)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    modules: tuple[str, ...] = ALL_LINEAR
+    modules: tuple[str, ...] | Literal["all"] = "all"
+    """Last names of the linear modules to adapt; by default all of a layer."""
     learning_rate: float | None = Field(default=None, gt=0.0)
     """By default what suits the method: adapters learn at about ten times a full fine-tuning's."""
     head_learning_rate: float = Field(default=1e-3, gt=0.0)

@@ -47,6 +47,16 @@ from agentkit.training.rows import Split, load_rows
 from agentkit.training.settle import settle
 from agentkit.training.spec import TrainSpec, load_train_spec
 
+WRITTEN = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "head.safetensors",
+    "metrics.json",
+    "README.md",
+    "*.svg",
+)
+"""What a training writes into a skill folder."""
+
 
 @dataclass(frozen=True, slots=True)
 class Trained:
@@ -110,7 +120,7 @@ def train_skill(
     )
     model.train(False)
     use_block_attention(model)
-    decoder, hidden = model.model, int(model.config.hidden_size)
+    decoder, hidden = _decoder(model), int(model.config.hidden_size)
     count = int(model.config.num_hidden_layers)
     head = _new_head(manifest, hidden)
     spec, choice, found = settle(
@@ -157,6 +167,17 @@ def train_skill(
     }
     write_record(folder, manifest, metrics)
     return Trained(folder, metrics)
+
+
+def _decoder(model: Any) -> Any:
+    """The layers without the unembedding; raises `SkillError` for one that cannot be cut."""
+    decoder = getattr(model, "model", None)
+    if not all(hasattr(decoder, name) for name in ("layers", "norm", "embed_tokens")):
+        raise SkillError(
+            f"a backbone of type {model.config.model_type} cannot be trained on",
+            hint="decoders built like Llama can: Llama, Qwen, Mistral, Gemma, Phi-3",
+        )
+    return decoder
 
 
 def _thin(packs: list[Pack], manifest: Manifest, spec: TrainSpec) -> list[Pack]:
@@ -252,9 +273,15 @@ def _metrics(
     }
 
 
-def check_trainable(skill: Path) -> TrainSpec:
-    """The `train.yaml` of a folder that could be trained; raises `SkillError` otherwise."""
-    manifest, _ = read_manifest(skill)
-    if manifest.name != skill.resolve().name:
-        raise SkillError("the name differs from the folder's", where=str(skill / "SKILL.md"))
-    return load_train_spec(skill / "train.yaml")
+def copy_untrained(skill: Path, into: Path) -> Path:
+    """A copy of a skill folder without what a training writes: `into/NAME`.
+
+    A copy that is there stays, so that its training can go on. Raises `SkillError` where another
+    folder's copy would be the same.
+    """
+    copy = into / skill.resolve().name
+    if copy.resolve() == skill.resolve():
+        raise SkillError("the copy would be the folder itself", where=str(copy))
+    if not copy.exists():
+        shutil.copytree(skill, copy, ignore=shutil.ignore_patterns(*WRITTEN))
+    return copy

@@ -27,13 +27,15 @@ from agentkit.training.layer_selection import (
         ("7", (7,)),
         ("28-29, 3, 5", (3, 5, 28, 29)),
         ("3-5,4-6", (3, 4, 5, 6)),
+        ("upper 1/3", tuple(range(20, 30))),
+        ("upper 1/40", (29,)),
     ],
 )
 def test_layers_are_all_or_numbers_and_inclusive_ranges(text: str, wanted: tuple[int, ...]) -> None:
     assert given_layers(text, 30) == wanted
 
 
-@pytest.mark.parametrize("text", ["20-30", "5-4", "-1", "upper", "1-x", "", "1,,2"])
+@pytest.mark.parametrize("text", ["20-30", "5-4", "-1", "upper", "1-x", "", "1,,2", "upper 3/2"])
 def test_layers_outside_the_backbone_are_refused(text: str) -> None:
     with pytest.raises(SkillError, match="is not a range within 0-29"):
         given_layers(text, 30)

@@ -1,0 +1,77 @@
+"""`agentkit train`: several skills, copies, another backbone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentkit.cli.app import run
+from agentkit.testing import TinyBackbone
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> Callable[..., Any]:
+    monkeypatch.setenv("AGENTKIT_HOME", str(tmp_path / "home"))
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = run([*arguments, "--set", "threads=1"])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_copies_are_trained_for_another_backbone_and_the_folders_stay(
+    make_toy: Callable[..., Any],
+    tiny_backbone: TinyBackbone,
+    tmp_path: Path,
+    call: Callable[..., Any],
+) -> None:
+    toys = [make_toy("likelihood", tmp_path / name, steps=2) for name in ("a", "b")]
+    second = toys[1].folder.with_name("other-skill")
+    toys[1].folder.rename(second)
+    card = (second / "SKILL.md").read_text().replace("toy-skill", "other-skill")
+    (second / "SKILL.md").write_text(card)
+    (second / "metrics.json").write_text("{}")
+    before = {path.name for path in toys[0].folder.iterdir()}
+    folders = (str(toys[0].folder), str(second))
+    out = tmp_path / "out"
+    code, printed, _ = call(
+        "train", *folders, "--backbone", str(tiny_backbone.path), "--out", str(out)
+    )
+    assert code == 0
+    assert set(json.loads(printed)) == {"toy-skill", "other-skill"}
+    assert {path.name for path in toys[0].folder.iterdir()} == before
+    for name in ("toy-skill", "other-skill"):
+        assert (out / name / "adapter_model.safetensors").exists()
+        metrics = json.loads((out / name / "metrics.json").read_text())
+        assert metrics["backbone"]["name"] == tiny_backbone.path.name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "no skill folder is given"),
+        (("x", "--all"), "every shipped skill"),
+        (("nowhere",), "nowhere"),
+    ],
+)
+def test_a_training_without_a_folder_is_bad_input(
+    call: Callable[..., Any], arguments: tuple[str, ...], message: str
+) -> None:
+    code, out, err = call("train", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_a_copy_is_never_made_onto_its_own_folder(
+    make_toy: Callable[..., Any], tmp_path: Path, call: Callable[..., Any]
+) -> None:
+    toy = make_toy("likelihood", tmp_path)
+    code, _, err = call("train", str(toy.folder), "--out", str(toy.folder.parent))
+    assert code == 2
+    assert "the folder itself" in err
