@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import Progress
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from agentkit.training.packs import Pack
 
@@ -35,6 +37,22 @@ def layers_only(base: Any, chosen: range, *, final_norm: bool) -> Iterator[Any]:
         yield base
     finally:
         base.layers, base.norm, base.config.num_hidden_layers = layers, norm, count
+
+
+@contextmanager
+def recomputed(base: Any) -> Iterator[None]:
+    """The decoder's layers computed again in the backward pass, for as long as the context lasts.
+
+    Gradient checkpointing (https://arxiv.org/abs/1604.06174): only each layer's input is kept.
+    """
+    layers = list(base.layers)
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward  # the class's own comes back
 
 
 class LowerStates:

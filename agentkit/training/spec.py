@@ -94,6 +94,11 @@ class TrainSpec(_Frozen):
     tuning_packs: int = Field(default=64, ge=1)
     """At most so many packs are tuned and measured on, evenly taken."""
     evidence_weight: float = Field(default=1.0, ge=0.0)
+    checkpointing: bool = False
+    """Compute layers again in the backward pass instead of keeping what they computed: less
+    memory, about a third more time."""
+    cache_lower: bool = True
+    """Whether what lies below the adapted layers is computed once and kept on disk."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     seed: int = 7
     data: tuple[DataSpec, ...] = Field(min_length=1)

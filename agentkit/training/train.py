@@ -12,6 +12,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -37,7 +38,7 @@ from agentkit.skill.manifest import ChoiceAnswer, Manifest, MarksAnswer
 from agentkit.skill.manifest_files import read_manifest
 from agentkit.training.attention import use_block_attention
 from agentkit.training.fitting import checkpoint_key, fit
-from agentkit.training.lower import LowerStates, layers_only
+from agentkit.training.lower import LowerStates, layers_only, recomputed
 from agentkit.training.measure import measure_packs, shift_to_best_threshold
 from agentkit.training.methods import attach, start_from
 from agentkit.training.model import PackModel
@@ -126,7 +127,8 @@ def train_skill(
     spec, choice, found = settle(
         spec, model, train_packs, head, skill=skill, work=work, console=console
     )
-    lowest = choice.chosen[0] if spec.method != "prefix" else 0
+    # A prefix acts on every layer whatever is chosen; from 0 on nothing but embeddings is kept.
+    lowest = choice.chosen[0] if spec.cache_lower and spec.method != "prefix" else 0
     fingerprint = models.fingerprint(backbone)
     states = LowerStates(
         work / "lower-states.bin",
@@ -148,9 +150,10 @@ def train_skill(
     with layers_only(decoder, range(lowest, count), final_norm=True):
         pack_model = PackModel(decoder, model.lm_head, head, spec.evidence_weight, attached)
         before = measure_packs(pack_model, tuning_packs, states, manifest)
-        history = fit(
-            pack_model, train_packs, states, spec, checkpoints=checkpoints, console=console
-        )
+        with recomputed(decoder) if spec.checkpointing else nullcontext():
+            history = fit(
+                pack_model, train_packs, states, spec, checkpoints=checkpoints, console=console
+            )
         pack_model.eval()
         shift_to_best_threshold(pack_model, tuning_packs, states, manifest)
         after = measure_packs(pack_model, tuning_packs, states, manifest)

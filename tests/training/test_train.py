@@ -528,3 +528,18 @@ def test_a_search_finds_settings_within_its_space_keeps_its_picture_and_goes_on(
     assert (toy.folder / "search.svg").exists()
     again, _ = train(toy)  # the study is kept: nothing is tried anew
     assert again.metrics["search"] == record
+
+
+@pytest.mark.parametrize("change", [{"cache_lower": False}, {"checkpointing": True}], ids=str)
+def test_saving_time_or_memory_changes_nothing_that_is_learnt(
+    make_toy: Callable[..., Any], tmp_path: Path, change: dict[str, bool]
+) -> None:
+    trained = []
+    for number, changes in enumerate(({}, change)):
+        toy = make_toy("choice", tmp_path / str(number), steps=20, **changes)
+        train(toy)
+        files = ("adapter_model.safetensors", "head.safetensors")
+        trained.append({f: load_file(toy.folder / f) for f in files})
+    for file, tensors in trained[0].items():
+        for name, tensor in tensors.items():
+            torch.testing.assert_close(trained[1][file][name], tensor, atol=1e-4, rtol=1e-3)
