@@ -1,0 +1,263 @@
+"""The contract review as a competent user would write it: a plain LangGraph over PEFT adapters.
+
+Same backbone, adapters, heads, prompts, excerpts and schemas as the product; everything else is
+what transformers, PEFT, llguidance and LangGraph document: `set_adapter` between steps, the prefix
+of many questions prefilled once and its cache copied for each, batches padded on the left for
+`generate`, a logits processor for the schema.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from langgraph.graph import END, START, StateGraph
+from llguidance import LLMatcher
+from llguidance.hf import from_tokenizer
+from llguidance.torch import (
+    allocate_token_bitmask,
+    apply_token_bitmask_inplace,
+    fill_next_token_bitmask,
+)
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LogitsProcessor
+
+from agentkit.adapters.heads import (
+    KIND,
+    build_head,
+    question_features,
+    span_features,
+    token_features,
+)
+from agentkit.output import generation_schema, to_output
+from agentkit.prompt import (
+    encode_prompt,
+    frame_of,
+    number_spans,
+    renumber,
+    skill_prompt,
+    span_lengths,
+    token_counter,
+    windows,
+)
+from agentkit.retrieval.retriever import Retriever
+from agentkit.skill.folder import Skill, load_skill
+from agentkit.types import Completion, Document, EncodedPrompt, PromptSpan, Reading, Usage
+
+BATCH = 8
+
+
+class State(TypedDict, total=False):
+    """What the graph carries."""
+
+    document: Document
+    rules: list[str]
+    parsed: dict[str, Any]
+    reviews: list[dict[str, Any]]
+    statements: list[dict[str, Any]]
+
+
+class Pipeline:
+    """Stateful: one model with three adapters, of which one is active."""
+
+    def __init__(
+        self,
+        backbone: Path,
+        skills: dict[str, Path],
+        retriever: Retriever,
+        *,
+        dtype: torch.dtype,
+        window: int,
+        budget: int,
+        explained: int,
+    ) -> None:
+        """`skills` are the folders for the steps `parse`, `review` and `explain`."""
+        self.tokenizer = AutoTokenizer.from_pretrained(backbone, local_files_only=True)
+        self.tokenizer.padding_side = "left"
+        self.tokenizer.pad_token_id = self.tokenizer.eos_token_id
+        base = AutoModelForCausalLM.from_pretrained(backbone, dtype=dtype, local_files_only=True)
+        self.skills: dict[str, Skill] = {name: load_skill(at) for name, at in skills.items()}
+        first, *others = skills
+        self.model: Any = PeftModel.from_pretrained(base, skills[first], adapter_name=first)
+        for name in others:
+            self.model.load_adapter(skills[name], adapter_name=name)
+        self.model.eval()
+        self.heads = {name: _head(at) for name, at in skills.items()}
+        self.frame = frame_of(self.tokenizer)
+        self.retriever = retriever
+        self.window, self.budget, self.explained = window, budget, explained
+        self.grammar = from_tokenizer(self.tokenizer, n_vocab=base.config.vocab_size)
+        graph = StateGraph(State)
+        for name in ("parse", "review", "explain"):
+            graph.add_node(name, getattr(self, name))
+        graph.add_edge(START, "parse")
+        graph.add_edge("parse", "review")
+        graph.add_edge("review", "explain")
+        graph.add_edge("explain", END)
+        self.graph = graph.compile()
+
+    @torch.inference_mode()
+    def run(self, document: Document, rules: Sequence[str]) -> State:
+        """The state when the graph has ended."""
+        return self.graph.invoke({"document": document, "rules": list(rules)})
+
+    # ------------------------------------------------------------ steps
+
+    def parse(self, state: State) -> State:
+        self.model.set_adapter("parse")
+        manifest, document = self.skills["parse"].manifest, state["document"]
+        spans = number_spans(document)
+        size = manifest.retrieval.window or self.window
+        answers = []
+        for shown in windows(spans, span_lengths(self.tokenizer, spans), size):
+            encoded = self._encode("parse", {"document": document.text}, shown)
+            hidden = self._hidden(encoded.ids[: encoded.document_end])
+            tokens = [at for at, _, _ in encoded.token_offsets]
+            labels, inner = self.heads["parse"](
+                span_features(hidden, encoded.span_ends, tokens),
+                token_features(hidden, tokens, encoded.span_ends),
+            )
+            reading = Reading(
+                span_labels=labels.sigmoid().numpy(), token_labels=inner.sigmoid().numpy()
+            )
+            answers.append((encoded, Completion(usage=Usage(), reading=reading)))
+        return {"parsed": to_output(manifest, answers)}
+
+    def review(self, state: State) -> State:
+        self.model.set_adapter("review")
+        manifest, document = self.skills["review"].manifest, state["document"]
+        spans = number_spans(document)
+        fits = sum(span_lengths(self.tokenizer, spans)) <= self.window
+        read: dict[tuple[int, ...], tuple[torch.Tensor, DynamicCache]] = {}
+        reviews = []
+        for rule in state["rules"]:
+            shown = spans if fits else self._excerpts(document, rule)
+            encoded = self._encode("review", {"rule": rule, "document": document.text}, shown)
+            prefix = encoded.ids[: encoded.question_start]
+            if prefix not in read:
+                read = {prefix: self._prefill(prefix)}
+            hidden, cache = read[prefix]
+            asked = self._hidden(encoded.ids[encoded.question_start :], copy.deepcopy(cache))
+            tokens = [at for at, _, _ in encoded.token_offsets]
+            choice, evidence = self.heads["review"](
+                question_features(asked)[None], span_features(hidden, encoded.span_ends, tokens)
+            )
+            reading = Reading(
+                choices=choice[0].softmax(-1).numpy(), evidence=evidence[0].sigmoid().numpy()
+            )
+            answer = (encoded, Completion(usage=Usage(), reading=reading))
+            reviews.append({"rule": rule, **to_output(manifest, [answer])})
+        return {"reviews": reviews}
+
+    def explain(self, state: State) -> State:
+        self.model.set_adapter("explain")
+        facts = {fact["name"] for fact in state["parsed"]["facts"]}
+        clauses = [c for c in state["parsed"]["clauses"] if c["category"] not in facts]
+        clauses.sort(key=lambda clause: -clause["score"])
+        inputs = [{k: c[k] for k in ("category", "quote")} for c in clauses[: self.explained]]
+        inputs += [
+            {
+                "rule": review["rule"],
+                "verdict": review["verdict"],
+                "quote": " ".join(e["quote"] for e in review["evidence"]),
+            }
+            for review in state["reviews"]
+        ]
+        statements = []
+        for start in range(0, len(inputs), BATCH):
+            statements += self._write(inputs[start : start + BATCH])
+        return {"statements": statements}
+
+    # ------------------------------------------------------------ the model
+
+    def _encode(
+        self, step: str, input: dict[str, Any], spans: Sequence[PromptSpan]
+    ) -> EncodedPrompt:
+        prompt = skill_prompt(self.frame, self.skills[step].manifest, input, spans)
+        return encode_prompt(self.tokenizer, prompt)
+
+    def _excerpts(self, document: Document, rule: str) -> tuple[PromptSpan, ...]:
+        citations = self.retriever.excerpts(
+            document,
+            rule,
+            top_k=self.skills["review"].manifest.retrieval.top_k,
+            budget_tokens=self.budget,
+            count_tokens=token_counter(self.tokenizer),
+        )
+        return renumber([PromptSpan(1, c.document, c.start, c.end, c.text) for c in citations])
+
+    def _decoder(self) -> Any:
+        return self.model.get_base_model().model
+
+    def _hidden(self, ids: Sequence[int], cache: DynamicCache | None = None) -> torch.Tensor:
+        output = self._decoder()(
+            input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=cache is not None
+        )
+        return output.last_hidden_state[0]
+
+    def _prefill(self, ids: Sequence[int]) -> tuple[torch.Tensor, DynamicCache]:
+        cache = DynamicCache()
+        return self._hidden(ids, cache), cache
+
+    def _write(self, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        manifest = self.skills["explain"].manifest
+        prompts = [self._encode("explain", one, ()).ids for one in inputs]
+        longest = max(map(len, prompts))
+        pad = self.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        schema = generation_schema(manifest, 1)
+        output = self.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=manifest.generation.max_tokens,
+            do_sample=False,
+            pad_token_id=pad,
+            logits_processor=[_Schema(self.grammar, json.dumps(schema), len(inputs), longest)],
+        )
+        texts = self.tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+        return [_parsed(text) for text in texts]
+
+
+class _Schema(LogitsProcessor):
+    """Stateful: where each row of a batch is in the grammar."""
+
+    def __init__(self, tokenizer: Any, schema: str, rows: int, start: int) -> None:
+        options = {"whitespace_flexible": False}
+        grammar = LLMatcher.grammar_from_json_schema(schema, defaults=options)
+        self._rows = [LLMatcher(tokenizer, grammar) for _ in range(rows)]
+        self._mask = allocate_token_bitmask(rows, tokenizer.vocab_size)
+        self._seen = start
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if input_ids.shape[1] > self._seen:
+            for row, matcher in enumerate(self._rows):
+                if not matcher.is_stopped():
+                    matcher.consume_token(int(input_ids[row, -1]))
+            self._seen = input_ids.shape[1]
+        for row, matcher in enumerate(self._rows):
+            fill_next_token_bitmask(matcher, self._mask, row)
+        apply_token_bitmask_inplace(scores, self._mask)
+        return scores
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return {"unfinished": text}
+
+
+def _head(folder: Path) -> Any:
+    path = folder / "head.safetensors"
+    if not path.exists():
+        return None
+    with safe_open(path, framework="pt") as file:
+        kind = file.metadata()[KIND]
+    return build_head(kind, load_file(path), where=str(path))
