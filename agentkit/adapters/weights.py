@@ -7,7 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from agentkit.adapters.config import MAX_RANK, AdapterConfig, read_config
+from agentkit.adapters.config import read_config
+from agentkit.adapters.kinds import (
+    AdapterConfig,
+    BottleneckConfig,
+    HybridConfig,
+    LoraConfig,
+    PrefixConfig,
+)
+from agentkit.adapters.shapes import (
+    PROMPT_KEY,
+    bottleneck_key,
+    bottleneck_shapes,
+    check_shapes,
+    lora_key,
+    lora_part,
+    lora_shapes,
+    magnitude_key,
+)
 from agentkit.adapters.tensor_file import (
     BACKBONE_KEY,
     LoadedWeights,
@@ -23,6 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BACKBONE_KEY",
+    "Adapter",
+    "BottleneckParts",
     "LoadedWeights",
     "LoraPair",
     "check_adapter",
@@ -34,9 +53,6 @@ __all__ = [
     "read_tensors",
 ]
 
-_PREFIX = "base_model.model."
-_SIDES = ("lora_A", "lora_B")
-
 
 @dataclass(frozen=True, slots=True)
 class LoraPair:
@@ -47,6 +63,8 @@ class LoraPair:
     b: Tensor
     """`(out_features, rank)`."""
     scaling: float
+    magnitude: Tensor | None = None
+    """DoRA's, `(out_features,)`: the norm of each row of the adapted weight."""
 
     @property
     def rank(self) -> int:
@@ -58,42 +76,100 @@ class LoraPair:
         return int(self.b.shape[0]), int(self.a.shape[1])
 
 
+@dataclass(frozen=True, slots=True)
+class BottleneckParts:
+    """The tensors of one bottleneck."""
+
+    down: Tensor
+    """`(width, hidden)`."""
+    down_bias: Tensor
+    up: Tensor
+    """`(hidden, width)`."""
+    up_bias: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter as its files have it; what its kind does not have is empty."""
+
+    config: AdapterConfig
+    weights: LoadedWeights
+    pairs: Mapping[str, LoraPair]
+    """LoRA by the name of a linear module."""
+    bottlenecks: Mapping[str, BottleneckParts]
+    """By the name of a sub-layer."""
+    prompt: Tensor | None
+    """Prefix tuning's keys and values, `(virtual tokens, 2 * layers * dim)`, as PEFT has them."""
+
+
 Shapes: TypeAlias = Mapping[str, tuple[int, int]]
 """Module name to `(out_features, in_features)`."""
 
 
-def lora_pairs(weights: LoadedWeights, config: AdapterConfig) -> dict[str, LoraPair]:
+def lora_pairs(weights: LoadedWeights, config: LoraConfig) -> dict[str, LoraPair]:
     """The LoRA pairs by the name of the module they belong on (`model.layers.0.mlp.up_proj`).
 
     Raises `AdapterError` if a tensor is none of LoRA's, has no partner, or another rank than the
     config says.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}
-    return {
-        module: LoraPair(
-            weights.tensors[_key(module, "lora_A")],
-            weights.tensors[_key(module, "lora_B")],
-            config.scaling(module),
-        )
-        for module in _check_pairs(shapes, config, str(weights.path))
-    }
+    return _pairs(weights, lora_shapes(_shapes(weights), config, str(weights.path)), config)
 
 
-def load_adapter(skill: Skill) -> tuple[AdapterConfig, LoadedWeights, dict[str, LoraPair]]:
-    """Config, weights and LoRA pairs of a skill; raises `AdapterError`."""
+def load_adapter(skill: Skill) -> Adapter:
+    """A skill's adapter, read and checked against its config; raises `AdapterError`."""
     config = read_config(skill.adapter_config)
     check_adapter_header(skill.adapter_weights, config)
     weights = read_tensors(skill.adapter_weights)
-    return config, weights, lora_pairs(weights, config)
+    where = str(weights.path)
+    shapes = _shapes(weights)
+    check_shapes(shapes, config, where)  # the file may have changed since its header was read
+    if isinstance(config, PrefixConfig):
+        return Adapter(config, weights, {}, {}, weights.tensors[PROMPT_KEY])
+    pairs: dict[str, LoraPair] = {}
+    bottlenecks: dict[str, BottleneckParts] = {}
+    rest = shapes
+    if isinstance(config, LoraConfig | HybridConfig):
+        of_lora, lora = lora_part(shapes, config)
+        pairs = _pairs(weights, lora_shapes(of_lora, lora, where), lora)
+        rest = {name: shape for name, shape in shapes.items() if name not in of_lora}
+    if isinstance(config, BottleneckConfig | HybridConfig):
+        bottlenecks = {
+            name: BottleneckParts(
+                down=weights.tensors[bottleneck_key(name, "down.weight")],
+                down_bias=weights.tensors[bottleneck_key(name, "down.bias")],
+                up=weights.tensors[bottleneck_key(name, "up.weight")],
+                up_bias=weights.tensors[bottleneck_key(name, "up.bias")],
+            )
+            for name in bottleneck_shapes(rest, where)
+        }
+    return Adapter(config, weights, pairs, bottlenecks, None)
 
 
-def check_adapter_header(path: Path, config: AdapterConfig) -> dict[str, tuple[int, int]]:
+def _shapes(weights: LoadedWeights) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}
+
+
+def _pairs(
+    weights: LoadedWeights, modules: Mapping[str, tuple[int, int]], config: LoraConfig
+) -> dict[str, LoraPair]:
+    return {
+        module: LoraPair(
+            weights.tensors[lora_key(module, "lora_A")],
+            weights.tensors[lora_key(module, "lora_B")],
+            config.scaling(module),
+            weights.tensors[magnitude_key(module)] if config.use_dora else None,
+        )
+        for module in modules
+    }
+
+
+def check_adapter_header(path: Path, config: AdapterConfig) -> None:
     """Check what the header promises against the config, before a tensor is read.
 
-    Returns `(out_features, in_features)` by module. Raises `AdapterError`.
+    Raises `AdapterError`.
     """
     specs, _ = read_header(path)
-    return _check_pairs({name: spec.shape for name, spec in specs.items()}, config, str(path))
+    check_shapes({name: spec.shape for name, spec in specs.items()}, config, str(path))
 
 
 def check_adapter(skill: Skill) -> None:
@@ -112,7 +188,7 @@ def check_adapter(skill: Skill) -> None:
 def check_against_modules(
     pairs: Mapping[str, LoraPair] | Shapes,
     modules: Shapes,
-    config: AdapterConfig,
+    config: LoraConfig,
     *,
     where: str = "adapter",
 ) -> None:
@@ -176,50 +252,3 @@ def fingerprint_status(
         hint="if the skill was measured to work on this one too, list its fingerprint under "
         "backbones: in skill.yaml",
     )
-
-
-def _key(module: str, side: str) -> str:
-    return f"{_PREFIX}{module}.{side}.weight"
-
-
-def _check_pairs(
-    shapes: Mapping[str, tuple[int, ...]], config: AdapterConfig, where: str
-) -> dict[str, tuple[int, int]]:
-    found: dict[str, dict[str, tuple[int, ...]]] = {}
-    for name, shape in shapes.items():
-        module, _, side = name.removesuffix(".weight").rpartition(".")
-        module = module.removeprefix(_PREFIX)
-        if side not in _SIDES or name != _key(module, side):
-            raise AdapterError(
-                f"unexpected tensor {name[:200]!r}",
-                where=where,
-                hint=f"LoRA tensors are called {_key('MODULE', 'lora_A')} and "
-                f"{_key('MODULE', 'lora_B')}",
-            )
-        if len(shape) != 2 or 0 in shape:
-            raise AdapterError(f"{name}: shape {shape}, but LoRA is two-dimensional", where=where)
-        found.setdefault(module, {})[side] = shape
-    if not found:
-        raise AdapterError("the adapter holds no tensors", where=where)
-    modules: dict[str, tuple[int, int]] = {}
-    for module, sides in found.items():
-        for side in _SIDES:
-            if side not in sides:
-                raise AdapterError(f"{_key(module, side)} is missing", where=where)
-        a, b = sides["lora_A"], sides["lora_B"]
-        rank = config.rank(module)
-        for side, has in (("lora_A", a[0]), ("lora_B", b[1])):
-            if has != rank:
-                limit = f"; the limit is {MAX_RANK}" if has > MAX_RANK else ""
-                raise AdapterError(
-                    f"{_key(module, side)}: rank {has}, but the config says {rank}{limit}",
-                    where=where,
-                )
-        if rank > max(b[0], a[1]):
-            raise AdapterError(
-                f"{_key(module, 'lora_A')}: rank {rank} exceeds both sides of the layer "
-                f"{(b[0], a[1])}",
-                where=where,
-            )
-        modules[module] = (b[0], a[1])
-    return modules

@@ -1,14 +1,17 @@
-"""In-place activation by slots.
+"""In-place activation by slots, for one skill or for a different one in each stretch of tokens.
 
 Every adapted module is wrapped once and holds its adapters by slot; one shared value says which
 slot is active. Activating sets that value: no walk over modules, no copy, the same cost however
 many adapters are loaded. The frozen weights are never touched, and a module without the active
 slot runs the backbone's own code, so the bare backbone's results stay bit-identical.
+
+Where the tokens of one forward belong to several skills, the value is a plan instead: which slot
+acts on which tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import Protocol
@@ -16,37 +19,44 @@ from typing import Protocol
 from torch import Tensor
 
 from agentkit.adapters.layers import ModuleSpec
+from agentkit.engine.mixing import Gathers, MixedPlan, Segment, merged
 
 
 class Delta(Protocol):
-    """What an adapter does at one module."""
+    """What an adapter does at one module, token by token."""
 
     def __call__(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """The module's adapted outputs; `outputs` are fresh and may be changed in place."""
+        """The module's adapted outputs `(1, tokens, out)`; `outputs` may be changed in place."""
         ...
 
 
 class Activation:
-    """Stateful: the slot that is active now; None is the bare backbone."""
+    """Stateful: what is active now: a slot, a plan over tokens, or None, the bare backbone."""
 
-    __slots__ = ("slot",)
+    __slots__ = ("plan", "slot")
 
     def __init__(self) -> None:
         self.slot: int | None = None
+        self.plan: MixedPlan | None = None
 
 
 class AdaptedForward:
     """Stateful: takes the place of a module's `forward` and holds its adapters by slot."""
 
-    __slots__ = ("_activation", "_forward", "deltas")
+    __slots__ = ("_activation", "_forward", "_name", "deltas")
 
-    def __init__(self, forward: Callable[[Tensor], Tensor], activation: Activation) -> None:
+    def __init__(
+        self, name: str, forward: Callable[[Tensor], Tensor], activation: Activation
+    ) -> None:
+        self._name = name
         self._forward = forward
         self._activation = activation
         self.deltas: dict[int, Delta] = {}
 
     def __call__(self, input: Tensor) -> Tensor:
         outputs = self._forward(input)
+        if self._activation.plan is not None:
+            return self._activation.plan.apply(self._name, self.deltas, input, outputs)
         delta = self.deltas.get(self._activation.slot)  # type: ignore[arg-type]
         return outputs if delta is None else delta(input, outputs)
 
@@ -61,6 +71,7 @@ class Slots:
         self._modules = modules
         self._wrapped: dict[str, AdaptedForward] = {}
         self._activation = Activation()
+        self._gathers = Gathers()
         self._numbers = count(1)  # never reused, so a stale number can mean no other adapter
 
     def fill(self, deltas: Mapping[str, Delta]) -> int:
@@ -70,7 +81,7 @@ class Slots:
             wrapped = self._wrapped.get(name)
             if wrapped is None:
                 module = self._modules[name].module
-                wrapped = AdaptedForward(module.forward, self._activation)
+                wrapped = AdaptedForward(name, module.forward, self._activation)
                 module.forward = wrapped
                 self._wrapped[name] = wrapped
             wrapped.deltas[slot] = delta
@@ -80,11 +91,16 @@ class Slots:
         """Take an adapter out; modules that hold none afterwards are as they were."""
         if self._activation.slot == slot:
             self._activation.slot = None
+        self._gathers.drop(slot)
         for name, wrapped in list(self._wrapped.items()):
             wrapped.deltas.pop(slot, None)
             if not wrapped.deltas:
                 del self._modules[name].module.forward  # the class's own comes back
                 del self._wrapped[name]
+
+    def release(self) -> None:
+        """Forget what mixed batches gathered; it is gathered again when it is needed."""
+        self._gathers.clear()
 
     @property
     def active(self) -> int | None:
@@ -103,3 +119,18 @@ class Slots:
             yield
         finally:
             self._activation.slot = before
+
+    @contextmanager
+    def mixed(self, segments: Sequence[Segment]) -> Iterator[None]:
+        """Each segment's slot on its tokens, for one forward; `segments` tile its tokens."""
+        segments = merged(segments)
+        if len(segments) <= 1:
+            with self.activated(segments[0].slot if segments else None):
+                yield
+            return
+        before = self._activation.plan
+        self._activation.plan = MixedPlan(segments, self._gathers)
+        try:
+            yield
+        finally:
+            self._activation.plan = before

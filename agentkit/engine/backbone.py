@@ -11,16 +11,21 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.utils import logging as hf_logging
 
 from agentkit.adapters.layers import ModuleSpec, adaptable_modules
+from agentkit.engine.attention import NAME, register
+from agentkit.engine.depth import decoder_layers, only_layers
 from agentkit.errors import ModelError
 from agentkit.modelfolder import check_folder, fingerprint
 
 DtypeName: TypeAlias = Literal["float32", "bfloat16", "float16"]
+Mask: TypeAlias = Tensor | dict[str, Tensor] | None
+"""What the model takes as attention mask: `(1, 1, queries, keys)`, by kind where there are kinds;
+None is causal."""
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -86,10 +91,38 @@ class Backbone:
     vocabulary: int
     """Width of the logits; may exceed the tokenizer's."""
     modules: Mapping[str, ModuleSpec]
-    """Linear modules that an adapter can act on."""
+    """Linear modules and sub-layers that an adapter can act on, by name."""
     sliding_window: int | None
     layer_types: frozenset[str]
     """Empty where the architecture has one kind of attention in all layers."""
+    decoder: nn.ModuleList | None
+    """Its layers, in order; None where the architecture keeps them otherwise."""
+
+    @property
+    def attends_trees(self) -> bool:
+        """Whether one forward may hold several trees of rows, each with a cache of its own."""
+        return bool(self.model.config._attn_implementation == NAME)
+
+    def layer_states(
+        self,
+        ids: Tensor,
+        chosen: range,
+        *,
+        states: Tensor | None,
+        positions: Tensor,
+        cache: Cache,
+        mask: Mask,
+    ) -> Tensor:
+        """`(tokens, hidden)`: what some layers make of `states`, or of ids if they are the first.
+
+        After the last layer the final norm is applied; before it, the states are those that
+        layer `chosen.stop` takes. Needs `decoder`.
+        """
+        if self.decoder is None:
+            raise ModelError("the backbone's layers cannot be run by themselves")
+        with only_layers(self.decoder, chosen, states) as taken:
+            final = self.hidden_states(ids, positions=positions, cache=cache, mask=mask)
+            return final if chosen.stop == self.layers else taken()
 
     def hidden_states(
         self,
@@ -97,7 +130,7 @@ class Backbone:
         *,
         positions: Tensor,
         cache: Cache | None = None,
-        mask: Tensor | Mapping[str, Tensor] | None = None,
+        mask: Mask = None,
     ) -> Tensor:
         """Final-norm states `(tokens, hidden)` of one sequence of ids `(tokens,)`.
 
@@ -120,7 +153,7 @@ class Backbone:
         positions: Tensor,
         at: Tensor,
         cache: Cache | None = None,
-        mask: Tensor | Mapping[str, Tensor] | None = None,
+        mask: Mask = None,
     ) -> Tensor:
         """Logits `(len(at), vocabulary)`, float32, of the tokens whose indices are `at`.
 
@@ -156,7 +189,7 @@ class Backbone:
             return sliding
         return {"full_attention": full, "sliding_attention": sliding}
 
-    def causal_mask(self, length: int) -> Tensor | dict[str, Tensor] | None:
+    def causal_mask(self, length: int) -> Mask:
         """The mask of one plain sequence; None where the model needs none."""
         if self.sliding_window is None:
             return None
@@ -215,6 +248,8 @@ def load_backbone(
             where=where,
             hint="add its tokenizer.json",
         )
+    if model.config._attn_implementation == "sdpa":
+        register(model)
     config: Any = model.config.get_text_config(decoder=True)
     kinds = frozenset(getattr(config, "layer_types", None) or ())
     if kinds - _ATTENTION:
@@ -245,6 +280,7 @@ def load_backbone(
         modules=adaptable_modules(model, layers),
         sliding_window=window,
         layer_types=kinds,
+        decoder=decoder_layers(model, layers),
     )
 
 

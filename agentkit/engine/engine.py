@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError as FutureCancelled
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from queue import Empty, SimpleQueue
-from threading import Event, Lock, Thread, current_thread
+from threading import Event, Lock, Semaphore, Thread, current_thread
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
 
@@ -19,23 +18,28 @@ from agentkit.engine.decoding import Grammars
 from agentkit.engine.install import Gate, LoadedSkill, prepare
 from agentkit.engine.job import Job, make_job
 from agentkit.engine.prefix import PrefixCache, PrefixStatistics
+from agentkit.engine.residency import Residents, SkillStatistics
 from agentkit.engine.runner import Runner
-from agentkit.engine.scheduler import next_group
-from agentkit.errors import AgentkitError, CancelledError, EngineError
+from agentkit.engine.scheduler import admitted
+from agentkit.engine.streaming import TextStream, outcome_of
+from agentkit.errors import AgentkitError, EngineError, LimitError
 from agentkit.prompt import Frame, encode_prompt, frame_of
 from agentkit.settings import Settings
 from agentkit.skill.folder import Skill
 from agentkit.types import Completion, EncodedPrompt, Prompt, Request
+
+__all__ = ["Engine", "TextStream", "outcome_of"]
 
 _log = logging.getLogger(__name__)
 _Value = TypeVar("_Value")
 
 
 class _Task:
-    """Something for the loop to do between groups."""
+    """Something for the loop to do between steps, once it may be done."""
 
-    def __init__(self, work: Callable[[], Any]) -> None:
+    def __init__(self, work: Callable[[], Any], may: Callable[[], bool]) -> None:
         self.work = work
+        self.may = may
         self.future: Future[Any] = Future()
 
     def run(self) -> None:
@@ -63,9 +67,11 @@ class Engine:
         self._prefixes = PrefixCache(self._settings.prefix_cache_bytes)
         self._grammars = Grammars(backbone)
         self._gate = Gate(backbone, self._slots)
-        self._skills: Mapping[str, LoadedSkill] = {}  # replaced, never changed: reads need no lock
-        self._loading = Lock()
+        self._residents = Residents(
+            self._settings.adapter_memory_bytes, self._install, self._remove
+        )
         self._queue: SimpleQueue[_Item] = SimpleQueue()
+        self._room = Semaphore(self._settings.max_waiting)
         self._closed = Event()
         self._submitting = Lock()
         self._runner = Runner(backbone, self._slots, self._prefixes, self._closed.is_set)
@@ -99,6 +105,7 @@ class Engine:
                 return
             self._closed.set()
             self._queue.put(None)
+            self._room.release(self._settings.max_waiting)  # whoever waits for room gets its error
         if current_thread() is not self._thread:
             self._thread.join()
 
@@ -144,57 +151,70 @@ class Engine:
 
     @property
     def loaded(self) -> Mapping[str, LoadedSkill]:
-        """The skills served now, by digest; a snapshot."""
-        return self._skills
+        """The skills in memory now, by digest; a snapshot."""
+        return self._residents.loaded
+
+    @property
+    def skill_statistics(self) -> SkillStatistics:
+        return self._residents.statistics()
 
     def load(self, skill: Skill) -> None:
         """Make a skill ready to be asked for by its digest; nothing happens if it is.
 
         Loads are serialised, and a skill is served whole or not at all: on `AdapterError` the
-        engine is as it was before, and other requests go on.
+        engine is as it was before, and other requests go on. Above `adapter_memory_bytes` the
+        least recently used skill that no request holds leaves memory; asked for again, it is
+        brought back from its folder.
         """
-        with self._loading:
-            if skill.digest in self._skills:
-                return
-            prepared = prepare(skill, self._backbone)
-            installed = self._between_groups(lambda: self._gate.install(prepared))
-            if installed.fingerprint == "unknown":
-                _log.warning(
-                    "skill %s does not say which backbone it was trained on", installed.name
-                )
-            self._skills = {**self._skills, skill.digest: installed}
+        self._may_load(skill.digest)
+        self._residents.add(skill)
 
     def unload(self, digest: str) -> None:
-        """Take a skill out and forget its prefixes; nothing happens if it is not loaded."""
-        with self._loading:
-            skill = self._skills.get(digest)
-            if skill is None:
-                return
-            self._skills = {key: value for key, value in self._skills.items() if key != digest}
-            slot = skill.slot
+        """Take a skill out and forget its prefixes; nothing happens if it is not loaded.
 
-            def remove() -> None:
-                self._slots.empty(slot)
-                self._prefixes.drop(digest)
-
-            self._between_groups(remove)
-
-    def _between_groups(self, work: Callable[[], _Value]) -> _Value:
+        Answers under way are finished first; requests that still wait fail.
+        """
         if current_thread() is self._thread:
-            raise EngineError("skills cannot be loaded or unloaded from an on_text callback")
-        task = _Task(work)
+            raise _within_loop()
+        self._residents.forget(digest)
+        self._between_steps(lambda: self._prefixes.drop(digest))
+
+    def _may_load(self, digest: str) -> None:
+        """The loop cannot wait for a load, which waits for the loop."""
+        if current_thread() is self._thread and digest not in self._residents.loaded:
+            raise _within_loop()
+
+    def _install(self, skill: Skill) -> LoadedSkill:
+        prepared = prepare(skill, self._backbone)
+        installed = self._between_steps(lambda: self._gate.install(prepared))
+        if installed.fingerprint == "unknown":
+            _log.warning("skill %s does not say which backbone it was trained on", installed.name)
+        return installed
+
+    def _remove(self, skill: LoadedSkill) -> None:
+        self._between_steps(
+            lambda: self._slots.empty(skill.slot), lambda: not self._runner.uses(skill.slot)
+        )
+
+    def _between_steps(
+        self, work: Callable[[], _Value], may: Callable[[], bool] = lambda: True
+    ) -> _Value:
+        if current_thread() is self._thread:
+            raise _within_loop()
+        task = _Task(work, may)
         self._put(task)
         value: _Value = task.future.result()
         return value
 
     # ------------------------------------------------------------ requests
 
-    def submit(self, request: Request) -> Future[Completion]:
+    def submit(self, request: Request, *, timeout: float | None = None) -> Future[Completion]:
         """Ask for a completion; every error comes through the future.
 
-        Cancelling the future stops the work at the next token.
+        Cancelling the future stops the work at the next token. `asyncio.wrap_future` makes it
+        awaitable. `timeout` is as in `submit_all`.
         """
-        return self.submit_all([request])[0]
+        return self.submit_all([request], timeout=timeout)[0]
 
     def run(self, requests: Sequence[Request]) -> list[Completion | Exception]:
         """Completions in the order of the requests, batched; an error stands in its own place."""
@@ -202,39 +222,68 @@ class Engine:
 
     def stream(self, request: Request) -> TextStream:
         """The text of an answer, piece by piece; `close()` on the iterator stops the answer."""
-        return TextStream(self, request)
+        return TextStream(self.submit, request)
 
-    def submit_all(self, requests: Sequence[Request]) -> list[Future[Completion]]:
-        """Like `submit`, for requests that may be computed together."""
+    def submit_all(
+        self, requests: Sequence[Request], *, timeout: float | None = None
+    ) -> list[Future[Completion]]:
+        """Like `submit`, for requests that may be computed together.
+
+        At most `max_waiting` requests wait in the engine. Where that many do, this blocks until
+        there is room; after `timeout` seconds (0: at once) a request that found none fails with
+        `LimitError`.
+        """
         futures: list[Future[Completion]] = []
-        jobs = []
+        batch: list[Job] = []
         for request in requests:
             try:
-                job = make_job(request, self._skill_of(request), self._backbone, self._grammars)
+                job = self._job(request)
             except AgentkitError as error:
                 futures.append(Future())
                 futures[-1].set_exception(error)
                 continue
             futures.append(job.future)
-            jobs.append(job)
-        if jobs:
-            try:
-                self._put(jobs)
-            except EngineError as error:
-                for job in jobs:
-                    job.fail(error)
+            if not self._room.acquire(blocking=False):
+                self._put_jobs(batch)  # so that what this call brought before makes room
+                batch = []
+                if not self._wait_for_room(timeout):
+                    job.fail(
+                        LimitError(
+                            f"{self._settings.max_waiting} requests wait already",
+                            hint="ask again later, or raise max_waiting",
+                        )
+                    )
+                    continue
+            batch.append(job)
+        self._put_jobs(batch)
         return futures
 
-    def _skill_of(self, request: Request) -> LoadedSkill | None:
+    def _job(self, request: Request) -> Job:
         if request.adapter is None:
-            return None
-        skill = self._skills.get(request.adapter)
-        if skill is None:
-            raise EngineError(
-                f"no skill with digest {request.adapter[:12]} is loaded",
-                hint="load the skill before asking for it",
-            )
-        return skill
+            return make_job(request, None, self._backbone, self._grammars)
+        self._may_load(request.adapter)
+        skill = self._residents.hold(request.adapter)
+        try:
+            job = make_job(request, skill, self._backbone, self._grammars)
+        except BaseException:
+            self._residents.release(skill.digest)
+            raise
+        job.future.add_done_callback(lambda _: self._residents.release(skill.digest))
+        return job
+
+    def _wait_for_room(self, timeout: float | None) -> bool:
+        if current_thread() is self._thread:  # it would wait for itself
+            return False
+        return self._room.acquire(timeout=timeout)
+
+    def _put_jobs(self, jobs: Sequence[Job]) -> None:
+        if not jobs:
+            return
+        try:
+            self._put(jobs)
+        except EngineError as error:
+            for job in jobs:
+                job.fail(error)
 
     def _put(self, item: Sequence[Job] | _Task) -> None:
         with self._submitting:
@@ -246,96 +295,69 @@ class Engine:
 
     def _loop(self) -> None:
         pending: list[Job] = []
-        while self._take(pending):
-            chosen = next_group([job.waiting for job in pending], max_rows=self._settings.max_batch)
-            group = [pending[index] for index in chosen]
-            taken = set(chosen)
-            pending = [job for index, job in enumerate(pending) if index not in taken]
-            self._runner.run([job for job in group if self._still_loaded(job)])
+        tasks: list[_Task] = []
+        while self._take(pending, tasks):
+            tasks = [task for task in tasks if not _done(task)]
+            pending = [job for job in pending if self._still_wanted(job)]
+            for job in self._join(pending):
+                pending.remove(job)
+                self._room.release()
+            self._runner.step()
+        self._runner.step()  # it sees that the engine is closed
         for job in pending:
             job.fail(EngineError("the engine was closed"))
+        for task in tasks:
+            task.future.set_exception(EngineError("the engine was closed"))
 
-    def _take(self, pending: list[Job]) -> bool:
-        """Move what is queued into `pending`, waiting if there is nothing to do; False at the end.
+    def _take(self, pending: list[Job], tasks: list[_Task]) -> bool:
+        """Move what is queued into `pending` and `tasks`; False at the end.
 
-        Tasks are done on the way: nothing is being computed then.
+        Waits if there is nothing to do.
         """
         while True:
+            idle = not (pending or tasks or self._runner.rows)
             try:
-                item = self._queue.get(block=not pending)
+                item = self._queue.get(block=idle)
             except Empty:
                 return True
             if item is None:
                 return False
             if isinstance(item, _Task):
-                item.run()
+                tasks.append(item)
             else:
                 pending.extend(item)
 
-    def _still_loaded(self, job: Job) -> bool:
-        if job.skill is None or self._skills.get(job.skill.digest) is job.skill:
-            return True
-        job.fail(EngineError(f"skill {job.skill.name} was unloaded before its turn"))
+    def _join(self, pending: list[Job]) -> list[Job]:
+        """Let the runner take those of the waiting jobs whose turn it is; gives them."""
+        chosen = admitted(
+            [job.waiting for job in pending],
+            rows=self._settings.max_batch - self._runner.rows,
+            opened=self._runner.opened,
+            reading=self._runner.reading,
+        )
+        joining = [pending[index] for index in chosen]
+        for index, job in enumerate(pending[: chosen[-1]] if chosen else ()):
+            younger = sum(other > index for other in chosen)
+            job.waiting = replace(job.waiting, passed=job.waiting.passed + younger)
+        self._runner.admit(joining)
+        return joining
+
+    def _still_wanted(self, job: Job) -> bool:
+        if not job.withdrawn and job.skill is not None and not self._residents.has(job.skill):
+            job.fail(EngineError(f"skill {job.skill.name} was unloaded before its turn"))
+        if job.future.done():
+            self._room.release()
+            return False
+        return True
+
+
+def _done(task: _Task) -> bool:
+    """Do a task if it may be done now."""
+    if not task.may():
         return False
+    task.run()
+    return True
 
 
-class TextStream(Iterator[str]):
-    """Stateful: the pieces of one answer as they are written."""
-
-    def __init__(self, engine: Engine, request: Request) -> None:
-        self._pieces: SimpleQueue[str | None] = SimpleQueue()
-        also = request.on_text
-
-        def on_text(piece: str) -> None:
-            self._pieces.put(piece)
-            if also is not None:
-                also(piece)
-
-        self._future = engine.submit(replace(request, on_text=on_text))
-        self._future.add_done_callback(lambda _: self._pieces.put(None))
-
-    def __next__(self) -> str:
-        piece = self._pieces.get()
-        if piece is not None and not self._future.cancelled():
-            return piece
-        self._pieces.put(None)  # so that asking again ends again
-        if not self._future.cancelled():
-            self._future.result()  # raises what went wrong
-        raise StopIteration
-
-    def __enter__(self) -> TextStream:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stop the answer; nothing happens if it is complete."""
-        self._future.cancel()
-
-    def completion(self) -> Completion:
-        """The whole answer, once it is there; raises what went wrong."""
-        outcome = outcome_of(self._future)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
-
-def outcome_of(future: Future[Completion]) -> Completion | Exception:
-    """What a future holds, once it does: its completion, or its error as agentkit's own."""
-    try:
-        error = future.exception()
-    except FutureCancelled as cause:
-        cancelled = CancelledError("the request was withdrawn")
-        cancelled.__cause__ = cause
-        return cancelled
-    if error is None:
-        return future.result()
-    if isinstance(error, Exception):
-        return error
-    raise error
+def _within_loop() -> EngineError:
+    return EngineError("skills cannot be loaded or unloaded from an on_text callback")

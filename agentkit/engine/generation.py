@@ -8,18 +8,22 @@ from torch import Tensor
 
 from agentkit.engine.backbone import Backbone
 from agentkit.engine.detokenizer import Detokenizer
-from agentkit.engine.job import Job
+from agentkit.engine.job import Job, as_ours
 from agentkit.engine.sampling import Sampler
+from agentkit.engine.tree import Tree
 from agentkit.types import Completion, Usage
 
 
 class WritingRow:
     """Stateful: the answer to one request, as far as it is written."""
 
-    def __init__(self, job: Job, row: int, backbone: Backbone, cached: int) -> None:
+    def __init__(self, job: Job, tree: Tree, row: int, backbone: Backbone, cached: int) -> None:
         self.job = job
+        self.tree = tree
         self.row = row
-        """Its row in the packed sequence."""
+        """Its row in the tree."""
+        self.next = -1
+        """The token that was written last."""
         self._sample = Sampler(job.request.generation)
         self._constraint = job.constraint
         self._ends = backbone.eos_ids
@@ -30,18 +34,26 @@ class WritingRow:
         self._cached = cached
         self._finish: Literal["stop", "length", "schema"] | None = None
 
-    def advance(self, logits: Tensor) -> int | None:
-        """Choose the next token by logits `(vocabulary,)`; None when the answer is complete."""
+    def take(self, logits: Tensor) -> None:
+        """Write the next token by logits `(1, vocabulary)`; settle the job when that was the last.
+
+        What a caller's `on_text` raises fails this job alone.
+        """
+        try:
+            self._advance(logits[0])
+        except BaseException as error:  # noqa: BLE001 -- a caller's on_text may raise anything
+            self.job.fail(as_ours(error))
+
+    def _advance(self, logits: Tensor) -> None:
         token = self._choose(logits)
         if token is not None:
+            self.next = token
             self._written += 1
             self._tell(self._text.add(token))
             self._finish = self._reason()
-        if self._finish is None:
-            return token
-        self._tell(self._text.finish())
-        self.job.finish(self._completion())
-        return None
+        if self._finish is not None:
+            self._tell(self._text.finish())
+            self.job.finish(self._completion())
 
     def _choose(self, logits: Tensor) -> int | None:
         if self._constraint is not None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
+from agentkit.adapters.bottleneck import bottleneck_deltas, check_bottlenecks
 from agentkit.adapters.heads import KIND, ChoiceHead, Head, SpanLabelHead, build_head
-from agentkit.adapters.lora import LoraDelta, lora_deltas
+from agentkit.adapters.kinds import BottleneckConfig, HybridConfig, Kind, LoraConfig, PrefixConfig
+from agentkit.adapters.lora import dora_deltas, lora_deltas
+from agentkit.adapters.prefix import PrefixPairs, check_prefix, prefix_pairs
 from agentkit.adapters.weights import (
+    Adapter,
     check_against_modules,
     fingerprint_status,
     load_adapter,
@@ -20,11 +24,35 @@ from agentkit.adapters.weights import (
 )
 from agentkit.engine.activation import Slots
 from agentkit.engine.backbone import Backbone
+from agentkit.engine.prefix import GrowingCache
 from agentkit.errors import AdapterError
+from agentkit.prompt import frame_of
 from agentkit.skill.folder import Skill
 from agentkit.skill.manifest import ChoiceAnswer, Manifest, MarksAnswer
 
 _PROBE_TOKENS = 16
+
+Fingerprint: TypeAlias = Literal["match", "declared", "unknown"]
+"""How a backbone meets the one that an adapter was trained on."""
+
+
+class Delta(Protocol):
+    """What an adapter does at one module, token by token."""
+
+    def __call__(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """The module's adapted outputs; `outputs` may be changed in place."""
+        ...
+
+    @property
+    def silent(self) -> bool:
+        """Whether it changes nothing whatever the inputs are."""
+        ...
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]: ...
+
+    @property
+    def nbytes(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,10 +62,13 @@ class PreparedSkill:
     digest: str
     name: str
     where: str
-    deltas: Mapping[str, LoraDelta]
+    kind: Kind
+    deltas: Mapping[str, Delta]
+    prefix_states: PrefixPairs | None
+    invocation_tokens: tuple[int, ...]
     head: Head | None
-    min_layer: int
-    fingerprint: Literal["match", "declared", "unknown"]
+    lowest_layer: int
+    fingerprint: Fingerprint
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,11 +79,18 @@ class LoadedSkill:
     name: str
     slot: int
     head: Head | None
-    min_layer: int
+    lowest_layer: int
     """Lowest layer it acts on: what comes before is the bare backbone's."""
-    fingerprint: Literal["match", "declared", "unknown"]
-    """How the backbone meets the one it was trained on; `unknown` is served with a warning."""
+    fingerprint: Fingerprint
+    """`unknown` is served with a warning."""
     nbytes: int
+    kind: Kind = "lora"
+    starts_at_invocation: bool = False
+    """Whether it leaves everything before the invocation to the bare backbone."""
+    prefix_states: PrefixPairs | None = None
+    """By layer, keys and values `(1, kv heads, n, head size)` that come before every prompt."""
+    invocation_tokens: tuple[int, ...] = ()
+    """What an activated adapter was trained to start at: how the backbone's invocation begins."""
 
 
 def prepare(skill: Skill, backbone: Backbone) -> PreparedSkill:
@@ -61,37 +99,109 @@ def prepare(skill: Skill, backbone: Backbone) -> PreparedSkill:
     Raises `AdapterError` where anything does not fit the config or the backbone.
     """
     where = str(skill.path)
-    config, weights, pairs = load_adapter(skill)
-    if config.alora_invocation_tokens is not None:
-        raise AdapterError("activated LoRA is not served", where=where, hint="train plain LoRA")
+    adapter = load_adapter(skill)
+    config = adapter.config
     status = fingerprint_status(
-        weights.metadata, backbone.fingerprint, skill.manifest.backbones, where=where
+        adapter.weights.metadata, backbone.fingerprint, skill.manifest.backbones, where=where
     )
-    shapes = {name: (spec.outputs, spec.inputs) for name, spec in backbone.modules.items()}
-    check_against_modules(pairs, shapes, config, where=where)
-    deltas = lora_deltas(pairs, backbone.dtype, backbone.device)
-    for name, delta in deltas.items():
-        if not (delta.down.isfinite().all() and delta.up.isfinite().all()):
+    deltas = _deltas(adapter, backbone, where)
+    prefix_states = None
+    if isinstance(config, PrefixConfig) and adapter.prompt is not None:
+        prefix_states = _prefix_states(adapter.prompt, config, backbone, where)
+    invocation: tuple[int, ...] = ()
+    if isinstance(config, LoraConfig) and config.alora_invocation_tokens is not None:
+        invocation = tuple(config.alora_invocation_tokens)
+        _check_invocation(invocation, backbone, where)
+    _check_values(deltas, prefix_states, backbone, where)
+    return PreparedSkill(
+        digest=skill.digest,
+        name=skill.name,
+        where=where,
+        kind=config.kind,
+        deltas=deltas,
+        prefix_states=prefix_states,
+        invocation_tokens=invocation,
+        head=_read_head(skill, backbone),
+        lowest_layer=min((backbone.modules[name].layer for name in deltas), default=0),
+        fingerprint=status,
+    )
+
+
+def _deltas(adapter: Adapter, backbone: Backbone, where: str) -> dict[str, Delta]:
+    """An adapter's parts by module, each checked to land on one that its config means."""
+    config = adapter.config
+    found: dict[str, Delta] = {}
+    lora = config.lora if isinstance(config, HybridConfig) else config
+    if isinstance(lora, LoraConfig):
+        linear = {
+            name: (spec.outputs, spec.inputs)
+            for name, spec in backbone.modules.items()
+            if spec.part == "linear"
+        }
+        check_against_modules(adapter.pairs, linear, lora, where=where)
+        if lora.use_dora:
+            found.update(dora_deltas(adapter.pairs, backbone.modules, backbone.dtype))
+        else:
+            found.update(lora_deltas(adapter.pairs, backbone.dtype, backbone.device))
+    bottleneck = config.bottleneck if isinstance(config, HybridConfig) else config
+    if isinstance(bottleneck, BottleneckConfig):
+        check_bottlenecks(adapter.bottlenecks, backbone.modules, bottleneck, where=where)
+        found.update(
+            bottleneck_deltas(adapter.bottlenecks, bottleneck, backbone.dtype, backbone.device)
+        )
+    return found
+
+
+def _prefix_states(
+    prompt: Tensor, config: PrefixConfig, backbone: Backbone, where: str
+) -> PrefixPairs:
+    model: Any = backbone.model.config.get_text_config(decoder=True)
+    heads = model.num_attention_heads
+    check_prefix(
+        config,
+        layers=backbone.layers,
+        heads=getattr(model, "num_key_value_heads", None) or heads,
+        head_size=getattr(model, "head_dim", None) or backbone.hidden // heads,
+        context=backbone.context,
+        where=where,
+    )
+    return prefix_pairs(prompt, config, backbone.dtype, backbone.device)
+
+
+def _check_invocation(tokens: tuple[int, ...], backbone: Backbone, where: str) -> None:
+    """The engine starts an activated adapter where the prompt's invocation does."""
+    text = frame_of(backbone.tokenizer).invocation
+    own = tuple(backbone.tokenizer(text, add_special_tokens=False)["input_ids"])
+    if own[: len(tokens)] != tokens:
+        raise AdapterError(
+            f"its invocation tokens are {list(tokens)}, this backbone's prompts invoke with "
+            f"{list(own)}",
+            where=where,
+            hint="train the activated adapter with the backbone's own generation prompt",
+        )
+
+
+def _check_values(
+    deltas: Mapping[str, Delta],
+    prefix_states: PrefixPairs | None,
+    backbone: Backbone,
+    where: str,
+) -> None:
+    parts = [(name, delta.tensors) for name, delta in deltas.items()]
+    parts += [(f"layer {layer}", pair) for layer, pair in enumerate(prefix_states or ())]
+    for name, tensors in parts:
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors):
             raise AdapterError(
                 f"{name}: values exceed the range of {backbone.dtype}",
                 where=where,
                 hint="compute in float32 or bfloat16",
             )
-    if all(delta.silent for delta in deltas.values()):
+    if prefix_states is None and all(delta.silent for delta in deltas.values()):
         raise AdapterError(
             "the adapter changes nothing: all of its products are zero",
             where=where,
             hint="it was saved before it was trained",
         )
-    return PreparedSkill(
-        digest=skill.digest,
-        name=skill.name,
-        where=where,
-        deltas=deltas,
-        head=_read_head(skill, backbone),
-        min_layer=min(backbone.modules[name].layer for name in deltas),
-        fingerprint=status,
-    )
 
 
 def _read_head(skill: Skill, backbone: Backbone) -> Head | None:
@@ -151,7 +261,7 @@ class Gate:
         slot = self._slots.fill(skill.deltas)
         with ExitStack() as undo:
             undo.callback(self._slots.empty, slot)
-            adapted = self._probe(slot)
+            adapted = self._probe(slot, skill.prefix_states)
             if not adapted.isfinite().all():
                 raise AdapterError(
                     "the adapted backbone gives NaN or infinite logits", where=skill.where
@@ -165,20 +275,35 @@ class Gate:
             if not torch.equal(self._probe(None), self._bare):
                 raise AdapterError("the backbone does not come back", where=skill.where)
             undo.pop_all()
+        tensors = [tensor for pair in skill.prefix_states or () for tensor in pair]
         return LoadedSkill(
             digest=skill.digest,
             name=skill.name,
             slot=slot,
             head=skill.head,
-            min_layer=skill.min_layer,
+            lowest_layer=skill.lowest_layer,
             fingerprint=skill.fingerprint,
-            nbytes=sum(delta.nbytes for delta in skill.deltas.values()),
+            nbytes=sum(delta.nbytes for delta in skill.deltas.values())
+            + sum(tensor.nbytes for tensor in tensors),
+            kind=skill.kind,
+            starts_at_invocation=skill.kind == "activated",
+            prefix_states=skill.prefix_states,
+            invocation_tokens=skill.invocation_tokens,
         )
 
-    def _probe(self, slot: int | None) -> Tensor:
+    def _probe(self, slot: int | None, before: PrefixPairs | None = None) -> Tensor:
+        length = before[0][0].shape[-2] if before else 0
         at = torch.arange(len(self._ids), device=self._backbone.device)
+        keys = torch.arange(length + len(at), device=at.device)
+        queries = keys[length:]
         with torch.inference_mode(), self._slots.activated(slot):
             logits = self._backbone.logits(
-                self._ids, positions=at, at=at, mask=self._backbone.causal_mask(len(at))
+                self._ids,
+                positions=queries,
+                at=at,
+                cache=GrowingCache([(pair,) for pair in before], len(at)) if before else None,
+                mask=self._backbone.attention_mask(keys <= queries[:, None], queries, keys)
+                if before
+                else self._backbone.causal_mask(len(at)),
             )
         return logits[:, : len(self._backbone.tokenizer)]  # what lies beyond is never finite

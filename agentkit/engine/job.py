@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import count
 
 from agentkit.adapters.heads import SpanLabelHead
 from agentkit.engine.backbone import Backbone
 from agentkit.engine.decoding import Constraint, Grammars
 from agentkit.engine.install import LoadedSkill
-from agentkit.engine.scheduler import SHARED_LEAST, GroupKey, Kind, Waiting
-from agentkit.errors import AdapterError, EngineError, LimitError
-from agentkit.types import Completion, Request
+from agentkit.engine.packed import Piece
+from agentkit.engine.reading import scope
+from agentkit.engine.scheduler import SHARED_LEAST, Kind, TreeKey, Waiting
+from agentkit.errors import AdapterError, AgentkitError, EngineError, LimitError
+from agentkit.types import Completion, EncodedPrompt, Request
+
+_APART = 256
+"""Tokens from which a row without a prefix is kept from others: each would see through masks."""
+_apart = count(1)
 
 
 @dataclass(eq=False, slots=True)
@@ -23,7 +30,10 @@ class Job:
 
     request: Request
     skill: LoadedSkill | None
+    kind: Kind
     waiting: Waiting
+    stem: int
+    """Tokens after the shared prefix that are the same for all questions to one skill."""
     max_tokens: int
     """To generate, at most."""
     choices: tuple[tuple[int, ...], ...] = ()
@@ -33,13 +43,30 @@ class Job:
     future: Future[Completion] = field(default_factory=Future)
 
     @property
-    def shared(self) -> tuple[int, ...]:
-        return self.waiting.key.prefix
+    def key(self) -> TreeKey:
+        return self.waiting.key
 
     @property
-    def branch(self) -> tuple[int, ...]:
-        """Token ids after the shared prefix."""
-        return self.request.prompt.ids[len(self.shared) :]
+    def slot(self) -> int | None:
+        """What acts on the tokens that it writes."""
+        return self.skill.slot if self.skill else None
+
+    @property
+    def stem_end(self) -> int:
+        return len(self.key.prefix) + self.stem
+
+    @property
+    def branch(self) -> tuple[Piece, ...]:
+        """Token ids after the stem, and what acts on them."""
+        ids, start = self.request.prompt.ids, self.stem_end
+        if self.skill is None or not self.skill.starts_at_invocation:
+            return ((self.slot, ids[start:]),)
+        acts = max(start, self.request.prompt.invocation_start)
+        return ((None, ids[start:acts]), (self.slot, ids[acts:]))
+
+    @property
+    def branch_length(self) -> int:
+        return len(self.request.prompt.ids) - self.stem_end
 
     @property
     def withdrawn(self) -> bool:
@@ -72,7 +99,7 @@ def make_job(
         )
     head = skill.head if skill else None
     kind: Kind = "generate"
-    shared, taken, max_tokens = prompt.question_start, total, 0
+    max_tokens = 0
     choices: tuple[tuple[int, ...], ...] = ()
     constraint = None
     if request.read:
@@ -80,12 +107,9 @@ def make_job(
         if head is None:
             who = f"skill {skill.name}" if skill else "the bare backbone"
             raise AdapterError("has no task head to read", where=who)
-        if isinstance(head, SpanLabelHead):
-            shared = taken = prompt.document_end
     elif request.choices is not None:
         kind = "score"
         choices = _choice_ids(request.choices, backbone)
-        taken += sum(map(len, choices))
         if (longest := total + max(map(len, choices))) > backbone.context:
             raise LimitError(
                 f"prompt and choice have {longest} tokens, the context {backbone.context}"
@@ -94,12 +118,33 @@ def make_job(
         max_tokens = _answer_limit(request, total, backbone)
         if request.schema is not None:
             constraint = grammars.constraint(request.schema, max_tokens)
-    if kind != "read":
-        # A short prefix is not worth a forward of its own, and without it any prompts go together.
-        shared = shared if shared >= SHARED_LEAST else 0
-        shared = min(shared, total - 1)  # something must be left whose next token is wanted
-    key = GroupKey(kind, request.adapter, prompt.ids[:shared])
-    return Job(request, skill, Waiting(key, taken - shared), max_tokens, choices, constraint)
+    prefix, stem = _layout(prompt, kind, skill)
+    taken = 0
+    if not (kind == "read" and isinstance(head, SpanLabelHead)):
+        taken = total - prefix - stem + sum(map(len, choices))
+    apart = next(_apart) if not prefix and taken >= _APART else 0
+    whose = scope(skill)
+    if not prefix and (skill is None or skill.prefix_states is None):
+        whose = None  # without a prefix nothing of an adapter's is shared, and any rows go together
+    key = TreeKey(whose, prompt.ids[:prefix], apart)
+    return Job(request, skill, kind, Waiting(key, taken), stem, max_tokens, choices, constraint)
+
+
+def _layout(prompt: EncodedPrompt, kind: Kind, skill: LoadedSkill | None) -> tuple[int, int]:
+    """Tokens of the prefix that rows share, and of the stem that questions to one skill share.
+
+    A short prefix is not worth a forward of its own.
+    """
+    document, question = prompt.document_end, prompt.question_start
+    if skill is not None and skill.starts_at_invocation:
+        question = min(question, prompt.invocation_start)
+        document = min(document, question)
+    if kind == "read":  # heads read the document's states apart from the question's
+        return document, question - document
+    question = min(question, len(prompt.ids) - 1)  # something must be left to be continued
+    if SHARED_LEAST <= document < question:
+        return document, question - document
+    return (question, 0) if question >= SHARED_LEAST else (0, 0)
 
 
 def _answer_limit(request: Request, total: int, backbone: Backbone) -> int:
@@ -127,3 +172,12 @@ def _choice_ids(choices: tuple[str, ...], backbone: Backbone) -> tuple[tuple[int
         # Otherwise a choice would be given the likelihood of every longer one that begins with it.
         ids = [(*choice, min(backbone.eos_ids)) for choice in ids]
     return tuple(ids)
+
+
+def as_ours(error: BaseException) -> AgentkitError:
+    """The error, as one of agentkit's own."""
+    if isinstance(error, AgentkitError):
+        return error
+    wrapped = EngineError(f"{type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped

@@ -1,194 +1,321 @@
-"""What the engine's loop does with one group of requests."""
+"""What the engine's loop does at each step: read a little, then one forward for all rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from agentkit.adapters.heads import (
-    ChoiceHead,
-    SpanLabelHead,
-    question_features,
-    span_features,
-    token_features,
-)
+from agentkit.adapters.heads import SpanLabelHead
 from agentkit.engine.activation import Slots
+from agentkit.engine.answers import Scoring, chosen, labelled
 from agentkit.engine.backbone import Backbone
+from agentkit.engine.forward import hidden_states, logits
 from agentkit.engine.generation import WritingRow
-from agentkit.engine.job import Job
-from agentkit.engine.packed import PackedRows, read_prefix
-from agentkit.engine.prefix import PrefixCache, PrefixKey, PrefixStates
-from agentkit.errors import AgentkitError, EngineError
-from agentkit.types import Completion, Reading, Usage
+from agentkit.engine.job import Job, as_ours
+from agentkit.engine.prefix import PrefixCache, PrefixStates
+from agentkit.engine.reading import Reader, scope
+from agentkit.engine.scheduler import TreeKey
+from agentkit.engine.tree import Tree
+from agentkit.errors import EngineError
+
+
+@dataclass(eq=False, slots=True)
+class _Entry:
+    """A job whose prefix is there, and how many of its tokens came from a cache."""
+
+    job: Job
+    tree: Tree
+    cached: int
+
+
+@dataclass(eq=False, slots=True)
+class _Opening:
+    """Jobs that wait for their prefix, and the reading of it."""
+
+    jobs: Sequence[Job]
+    work: Generator[None, None, None]
+
+
+@dataclass(eq=False, slots=True)
+class _Wanted:
+    """Tokens of one tree whose logits are wanted, and who takes them, in order."""
+
+    at: list[int] = field(default_factory=list)
+    takers: list[tuple[int, Callable[[Tensor], None]]] = field(default_factory=list)
+
+    def add(self, at: Sequence[int], taker: Callable[[Tensor], None]) -> None:
+        self.at += at
+        self.takers.append((len(at), taker))
 
 
 class Runner:
-    """Stateful: owns the activation and the prefix cache; used from the engine's loop alone."""
+    """Stateful: owns the activation, the prefix cache and the rows; for the engine's loop alone.
+
+    Rows of any skills are written together: each step is one forward over the next token of each,
+    and over all tokens of those that join.
+    """
 
     def __init__(
         self, backbone: Backbone, slots: Slots, prefixes: PrefixCache, stopping: Callable[[], bool]
     ) -> None:
         self._backbone = backbone
         self._slots = slots
-        self._prefixes = prefixes
+        self._reader = Reader(backbone, slots, prefixes)
         self._stopping = stopping
+        self._trees: dict[TreeKey, Tree] = {}
+        self._openings: list[_Opening] = []
+        self._ready: list[_Entry] = []
+        self._writing: list[WritingRow] = []
 
-    def run(self, jobs: Sequence[Job]) -> None:
-        """Settle the future of every job of a group."""
-        jobs = [job for job in jobs if not job.withdrawn]
-        if not jobs:
-            return
-        kind = jobs[0].waiting.key.kind
-        work = {"read": self._read, "score": self._score, "generate": self._generate}[kind]
-        skill = jobs[0].skill
-        try:
-            with torch.inference_mode(), self._slots.activated(skill.slot if skill else None):
-                work(jobs)
-        except BaseException as error:  # noqa: BLE001 -- it is raised where the futures are waited for
-            for job in jobs:
-                if not job.future.done():
-                    job.fail(_as_ours(error))
+    @property
+    def rows(self) -> int:
+        """Jobs that are being computed."""
+        return len(self._writing) + sum(len(opening.jobs) for opening in self._openings)
 
-    # ------------------------------------------------------------ reading and scoring
+    @property
+    def opened(self) -> frozenset[TreeKey]:
+        """Trees that rows may join at once."""
+        return frozenset(self._trees)
 
-    def _read(self, jobs: Sequence[Job]) -> None:
-        skill = jobs[0].skill
-        if skill is not None and isinstance(skill.head, SpanLabelHead):
-            self._label(jobs, skill.head)
-        elif skill is not None and isinstance(skill.head, ChoiceHead):
-            self._choose(jobs, skill.head)
+    @property
+    def reading(self) -> bool:
+        """Whether a prefix is being read."""
+        return bool(self._openings)
 
-    def _label(self, jobs: Sequence[Job], head: SpanLabelHead) -> None:
-        prefix, cached = self._shared(jobs, keys_values=False)
-        hidden = _states(prefix, self._backbone)
-        for job, hit in zip(jobs, cached, strict=True):
-            prompt = job.request.prompt
-            tokens = [at for at, _, _ in prompt.token_offsets]
-            features = span_features(hidden, prompt.span_ends, tokens)
-            spans, labels = head(features, token_features(hidden, tokens, prompt.span_ends))
-            reading = Reading(
-                span_labels=spans.sigmoid().cpu().numpy(),
-                token_labels=labels.sigmoid().cpu().numpy(),
-            )
-            usage = Usage(len(job.shared), 0, hit)
-            job.finish(Completion(usage=usage, reading=reading, finish="head"))
+    def uses(self, slot: int) -> bool:
+        """Whether a job that is being computed needs a slot."""
+        jobs = [row.job for row in self._writing]
+        jobs += [job for opening in self._openings for job in opening.jobs]
+        return any(job.slot == slot for job in jobs)
 
-    def _choose(self, jobs: Sequence[Job], head: ChoiceHead) -> None:
-        prefix, cached = self._shared(jobs)
-        rows = PackedRows(self._backbone, prefix, sum(len(job.branch) for job in jobs))
-        read = _states(prefix, self._backbone)
-        # A question without words of its own is read where the prefix ends.
-        places = [rows.append(rows.fork(), job.branch) if job.branch else -1 for job in jobs]
-        grown = rows.hidden_states() if any(job.branch for job in jobs) else read
-        for job, last, hit in zip(jobs, places, cached, strict=True):
-            prompt = job.request.prompt
-            tokens = [at for at, _, _ in prompt.token_offsets]
-            spans = span_features(read, prompt.span_ends, tokens)
-            states = grown[last - len(job.branch) + 1 : last + 1] if job.branch else read[-1:]
-            choice, evidence = head(question_features(states)[None], spans)
-            reading = Reading(
-                choices=choice[0].softmax(-1).cpu().numpy(),
-                evidence=evidence[0].sigmoid().cpu().numpy(),
-            )
-            usage = Usage(len(job.request.prompt.ids), 0, hit)
-            job.finish(Completion(usage=usage, reading=reading, finish="head"))
-
-    def _score(self, jobs: Sequence[Job]) -> None:
-        """Sum of log-likelihoods of each choice's tokens, softmax over the choices."""
-        prefix, cached = self._shared(jobs)
-        rows = PackedRows(self._backbone, prefix, sum(job.waiting.tokens for job in jobs))
-        wanted: list[int] = []  # index of the token whose next one is scored
-        tokens: list[int] = []  # that next one
+    def admit(self, jobs: Iterable[Job]) -> None:
+        """Take jobs in; the futures of all will be settled by the steps that follow."""
+        groups: dict[TreeKey, list[Job]] = defaultdict(list)
         for job in jobs:
-            question = rows.fork()
-            end = rows.append(question, job.branch)
-            for choice in job.choices:
-                before = [end]
-                if len(choice) > 1:
-                    last = rows.append(rows.fork(question), choice[:-1])
-                    before += range(last - len(choice) + 2, last + 1)
-                wanted += before
-                tokens += choice
-        at = sorted(set(wanted))
-        place = {index: row for row, index in enumerate(at)}
-        likely = rows.logits(at).log_softmax(-1)
-        picked = likely[[place[index] for index in wanted], tokens].tolist()
-        for job, hit in zip(jobs, cached, strict=True):
-            sums = []
-            for choice in job.choices:
-                sums.append(sum(picked[: len(choice)]))
-                del picked[: len(choice)]
-            shares = torch.tensor(sums, dtype=torch.float64).softmax(-1).tolist()
-            names = job.request.choices or ()
-            usage = Usage(len(job.request.prompt.ids), 0, hit)
-            job.finish(Completion(usage=usage, choices=dict(zip(names, shares, strict=True))))
+            groups[job.key].append(job)
+        for group in groups.values():
+            self._openings.append(_Opening(group, self._open(group)))
 
-    # ------------------------------------------------------------ generation
-
-    def _generate(self, jobs: Sequence[Job]) -> None:
-        prefix, cached = self._shared(jobs)
-        room = sum(len(job.branch) + job.max_tokens for job in jobs)
-        packed = PackedRows(self._backbone, prefix, room)
-        writing = [
-            WritingRow(job, packed.fork(), self._backbone, hit)
-            for job, hit in zip(jobs, cached, strict=True)
-        ]
-        at = [packed.append(row.row, row.job.branch) for row in writing]
-        while writing:
-            logits = packed.logits(at)
-            going, at = [], []
-            for row, scores in zip(writing, logits, strict=True):
-                token = self._advance(row, scores)
-                if token is not None:
-                    going.append(row)
-                    at.append(packed.append(row.row, [token]))
-            writing = going
-
-    def _advance(self, row: WritingRow, logits: Tensor) -> int | None:
-        if row.job.withdrawn:
-            return None
-        if self._stopping():
-            row.job.fail(EngineError("the engine was closed while it was answering"))
-            return None
-        try:
-            return row.advance(logits)
-        except BaseException as error:  # noqa: BLE001 -- a caller's on_text may raise anything
-            row.job.fail(_as_ours(error))
-            return None
+    def step(self) -> None:
+        """Read one chunk of a prefix, if one is wanted, and write one token of each row."""
+        with torch.inference_mode():
+            for opening in list(self._openings):
+                self._advance(opening)
+            self._read_heads()
+            self._write()
+            for key, tree in list(self._trees.items()):
+                if tree.rows:
+                    tree.packed.compact()
+                else:
+                    del self._trees[key]
 
     # ------------------------------------------------------------ prefixes
 
-    def _shared(
-        self, jobs: Sequence[Job], *, keys_values: bool = True
-    ) -> tuple[PrefixStates | None, list[int]]:
-        """The states that the group shares, and how many cached tokens each job had."""
-        length = len(jobs[0].shared)
-        if not length:
-            return None, [0] * len(jobs)
-        prefix, hit = self._prefix(jobs[0], keys_values=keys_values)
-        return prefix, [length if hit or index else 0 for index in range(len(jobs))]
+    def _advance(self, opening: _Opening) -> None:
+        try:
+            if self._stopping():
+                raise EngineError("the engine was closed while it was answering")
+            if not all(job.withdrawn for job in opening.jobs):
+                next(opening.work)
+                return
+            opening.work.close()
+        except StopIteration:
+            pass
+        except BaseException as error:  # noqa: BLE001 -- it is raised where the futures are waited for
+            for job in opening.jobs:
+                if not job.future.done():
+                    job.fail(as_ours(error))
+        self._openings.remove(opening)
 
-    def _prefix(self, job: Job, *, keys_values: bool) -> tuple[PrefixStates, bool]:
-        key = PrefixKey.of(job.request.adapter, job.shared)
-        states = self._prefixes.get(key, keys_values=keys_values)
+    def _open(self, jobs: Sequence[Job]) -> Generator[None, None, None]:
+        """Read what the jobs of one tree share; then they are ready, or done if that was all."""
+        labels = [job for job in jobs if job.kind == "read" and _labels(job)]
+        if labels:
+            first = labels[0]
+            prefix, hit = yield from self._prefix(first, keys_values=False)
+            for index, job in enumerate(labels):
+                cached = len(job.key.prefix) if hit or index else 0
+                job.finish(labelled(job, _hidden(prefix, self._backbone), cached))
+        rows = [job for job in jobs if job not in labels]
+        if not rows:
+            return
+        known = True
+        tree = self._trees.get(rows[0].key)
+        if tree is None:
+            root, known = yield from self._prefix(rows[0])
+            room = sum(job.waiting.tokens + job.stem + job.max_tokens for job in rows)
+            tree = self._trees[rows[0].key] = Tree(rows[0].key, root, room)
+        tree.rows += len(rows)
+        left = len(rows)
+        try:
+            for index, job in enumerate(rows):
+                cached = len(job.key.prefix) if known or index else 0
+                cached += yield from self._stem(job, tree)
+                self._ready.append(_Entry(job, tree, cached))
+                left -= 1
+        finally:
+            tree.rows -= left
+
+    def _prefix(
+        self, job: Job, *, keys_values: bool = True
+    ) -> Generator[None, None, tuple[PrefixStates | None, bool]]:
+        """The states of a job's prefix, and whether they were there."""
+        ids = job.key.prefix
+        if not ids:
+            return self._reader.virtual(job.skill), True
+        states = self._reader.known(job.skill, ids, keys_values=keys_values)
         if states is not None:
             return states, True
-        states = read_prefix(self._backbone, job.shared, keys_values=keys_values)
-        self._prefixes.put(key, states)
+        states = yield from self._reader.read(job.skill, ids, keys_values=keys_values)
         return states, False
 
+    def _stem(self, job: Job, tree: Tree) -> Generator[None, None, int]:
+        """Bring a job's stem into its tree; how many of its tokens were computed before."""
+        if not job.stem:
+            return 0
+        ids, whose = job.request.prompt.ids[: job.stem_end], scope(job.skill)
+        if tree.stem(whose, ids) is not None:
+            return job.stem
+        start = len(job.key.prefix)
+        states = self._reader.known(job.skill, ids, start=start)
+        known = states is not None
+        if states is None:
+            states = yield from self._reader.read(job.skill, ids, start=start, parent=tree.root)
+        tree.adopt(whose, ids, states)
+        return job.stem if known else 0
 
-def _states(prefix: PrefixStates | None, backbone: Backbone) -> Tensor:
+    def _fork(self, entry: _Entry) -> int:
+        ids = entry.job.request.prompt.ids[: entry.job.stem_end] if entry.job.stem else ()
+        return entry.tree.fork(scope(entry.job.skill), ids)
+
+    # ------------------------------------------------------------ task heads
+
+    def _read_heads(self) -> None:
+        groups: dict[TreeKey, list[_Entry]] = defaultdict(list)
+        for entry in self._ready:
+            if entry.job.kind == "read":
+                groups[entry.job.key].append(entry)
+        self._ready = [entry for entry in self._ready if entry.job.kind != "read"]
+        for entries in groups.values():
+            tree = entries[0].tree
+            try:
+                self._read_tree(tree, entries)
+            except BaseException as error:  # noqa: BLE001 -- it is raised where the futures are waited for
+                self._fail(tree, error, [entry.job for entry in entries])
+            tree.rows -= len(entries)
+
+    def _read_tree(self, tree: Tree, entries: Sequence[_Entry]) -> None:
+        document = _hidden(tree.root, self._backbone)
+        ends = []
+        rows = []
+        for entry in entries:
+            rows.append(self._fork(entry))
+            # A question without words of its own is read where the stem ends.
+            asked = entry.job.branch_length
+            ends.append(tree.packed.append(rows[-1], *entry.job.branch) if asked else -1)
+        grown = document
+        if tree.packed.ids:
+            grown = hidden_states(self._backbone, self._slots, tree.packed)
+        for entry, end in zip(entries, ends, strict=True):
+            asked = entry.job.branch_length
+            question = grown[end - asked + 1 : end + 1] if asked else self._last_state(entry)
+            entry.job.finish(chosen(entry.job, document, question, entry.cached))
+        for row in rows:
+            tree.packed.end(row)
+
+    def _last_state(self, entry: _Entry) -> Tensor:
+        job = entry.job
+        if not job.stem:
+            return _hidden(entry.tree.root, self._backbone)[-1:]
+        stem = self._reader.known(
+            job.skill, job.request.prompt.ids[: job.stem_end], start=len(job.key.prefix)
+        )
+        if stem is None:
+            raise EngineError(
+                "a prompt without a question was dropped from the prefix cache",
+                hint="raise prefix_cache_bytes",
+            )
+        return stem.hidden[-1:]
+
+    # ------------------------------------------------------------ writing and scoring
+
+    def _write(self) -> None:
+        wanted: dict[TreeKey, _Wanted] = defaultdict(_Wanted)
+        going: list[WritingRow] = []
+        # Rows of one skill side by side are adapted by one product.
+        for row in sorted(self._writing, key=lambda row: row.job.slot or 0):
+            if self._interrupted(row.job):
+                row.tree.packed.end(row.row)
+                row.tree.rows -= 1
+            else:
+                going.append(row)
+                at = row.tree.packed.append(row.row, (row.job.slot, [row.next]))
+                wanted[row.job.key].add([at], row.take)
+        for entry in self._ready:
+            if self._interrupted(entry.job):
+                entry.tree.rows -= 1
+                continue
+            number = self._fork(entry)
+            if entry.job.kind == "score":
+                scoring = Scoring(entry.job, entry.tree.packed, number, entry.cached)
+                wanted[entry.job.key].add(scoring.at, scoring.take)
+                entry.tree.rows -= 1
+            else:
+                writing = WritingRow(entry.job, entry.tree, number, self._backbone, entry.cached)
+                going.append(writing)
+                at = entry.tree.packed.append(number, *entry.job.branch)
+                wanted[entry.job.key].add([at], writing.take)
+        self._ready, self._writing = [], going
+        if wanted:
+            self._compute(wanted)
+        for row in self._writing:
+            if row.job.future.done():
+                row.tree.packed.end(row.row)
+                row.tree.rows -= 1
+        self._writing = [row for row in self._writing if not row.job.future.done()]
+
+    def _compute(self, wanted: dict[TreeKey, _Wanted]) -> None:
+        trees = [self._trees[key] for key in wanted]
+        try:
+            found = logits(
+                self._backbone,
+                self._slots,
+                [tree.packed for tree in trees],
+                [one.at for one in wanted.values()],
+            )
+        except BaseException as error:  # noqa: BLE001 -- it is raised where the futures are waited for
+            for tree in trees:
+                self._fail(tree, error, [])
+            return
+        for one, rows in zip(wanted.values(), found, strict=True):
+            at = 0
+            for count, take in one.takers:
+                take(rows[at : at + count])
+                at += count
+
+    def _interrupted(self, job: Job) -> bool:
+        if self._stopping():
+            job.fail(EngineError("the engine was closed while it was answering"))
+        return job.future.done()
+
+    def _fail(self, tree: Tree, error: BaseException, jobs: Sequence[Job]) -> None:
+        """Fail what depends on a tree whose computation broke off, and give the tree up."""
+        rows = [row.job for row in self._writing if row.tree is tree]
+        for job in (*jobs, *rows):
+            if not job.future.done():
+                job.fail(as_ours(error))
+        self._trees.pop(tree.key, None)
+
+
+def _labels(job: Job) -> bool:
+    return job.skill is not None and isinstance(job.skill.head, SpanLabelHead)
+
+
+def _hidden(prefix: PrefixStates | None, backbone: Backbone) -> Tensor:
     if prefix is None:
         return torch.zeros(0, backbone.hidden, device=backbone.device, dtype=backbone.dtype)
     return prefix.hidden
-
-
-def _as_ours(error: BaseException) -> AgentkitError:
-    if isinstance(error, AgentkitError):
-        return error
-    wrapped = EngineError(f"{type(error).__name__}: {error}")
-    wrapped.__cause__ = error
-    return wrapped

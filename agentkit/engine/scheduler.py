@@ -1,8 +1,8 @@
-"""Which requests are computed together: a pure decision."""
+"""Which waiting requests join those that are being computed: a pure decision."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -10,44 +10,69 @@ Kind: TypeAlias = Literal["read", "score", "generate"]
 
 SHARED_LEAST = 64
 """Tokens from which a prefix is worth computing by itself and keeping."""
-PACKED_TOKENS = 4096
-"""Tokens, besides the shared prefix, that one forward takes at most."""
+STEP_TOKENS = 4096
+"""Tokens, besides shared prefixes, that join in one step at most."""
+MAX_PASSED = 32
+"""Younger requests that may join before a waiting one, at most."""
 
 
 @dataclass(frozen=True, slots=True)
-class GroupKey:
-    """Requests with equal keys may be computed together."""
+class TreeKey:
+    """Names a tree of rows: requests with equal keys read the same first tokens once."""
 
-    kind: Kind
-    adapter: str | None
+    scope: str | None
+    """Digest of the adapter that made the states of the prefix; None is the bare backbone."""
     prefix: tuple[int, ...]
-    """Token ids that are computed once for all of them; empty where nothing is shared."""
+    """Token ids that all rows share; empty where nothing is shared."""
+    apart: int = 0
+    """Not zero for a row that is too long to share a tree with strangers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """A request in the queue, as the decision sees it."""
 
-    key: GroupKey
+    key: TreeKey
     tokens: int
     """What it takes besides the shared prefix."""
+    passed: int = 0
+    """How many younger requests joined before it."""
 
 
-def next_group(
-    waiting: Sequence[Waiting], *, max_rows: int, max_tokens: int = PACKED_TOKENS
+def admitted(
+    waiting: Sequence[Waiting],
+    *,
+    rows: int,
+    opened: Set[TreeKey] = frozenset(),
+    reading: bool = False,
+    max_tokens: int = STEP_TOKENS,
 ) -> list[int]:
-    """Indices of the requests to compute next, in the order they came in.
+    """Indices, ascending, of the requests that join now; `waiting` is in the order they came in.
 
-    The oldest request is always among them, so that none waits for ever; with it go the oldest
-    that share its key, up to `max_rows` and `max_tokens`.
+    At most `rows` join, and `max_tokens` of theirs (one alone may exceed it). A prefix whose tree
+    is not among those `opened` must be read first, and one is read at a time: so there join those
+    of the oldest such tree, those whose trees are open, and those without a prefix.
+    None is passed by more than `MAX_PASSED` younger ones, so none waits for ever.
     """
     chosen: list[int] = []
     tokens = 0
+    passed: list[int] = []  # indices of older requests that stay behind
+    new: TreeKey | None = None  # the one tree that may be opened now
     for index, request in enumerate(waiting):
-        if request.key != waiting[0].key:
-            continue
-        tokens += request.tokens
-        if chosen and (tokens > max_tokens or len(chosen) >= max_rows):
+        if len(chosen) >= rows or (chosen and tokens + request.tokens > max_tokens):
             break
-        chosen.append(index)
+        if any(waiting[old].passed + _younger(old, chosen) >= MAX_PASSED for old in passed):
+            break
+        fits = not request.key.prefix or request.key in opened or request.key == new
+        if not fits and new is None and not reading:
+            new, fits = request.key, True
+        if fits:
+            chosen.append(index)
+            tokens += request.tokens
+        else:
+            passed.append(index)
     return chosen
+
+
+def _younger(old: int, chosen: Sequence[int]) -> int:
+    return sum(index > old for index in chosen)

@@ -1,16 +1,21 @@
-"""Ways to adapt a backbone: each puts its trainable parts into the model, in place.
+"""Ways to adapt a backbone: each puts its trainable parts onto the model, which stays frozen.
 
 | method | what is trained | what it shares of a document |
 |---|---|---|
 | `lora` | low-rank updates (https://arxiv.org/abs/2106.09685) | layers below the adapted ones |
 | `dora` | the same with magnitudes apart (https://arxiv.org/abs/2402.09353) | the same |
+| `bottleneck` | small nets after sub-layers (https://arxiv.org/abs/1902.00751) | the same |
+| `hybrid` | LoRA and bottlenecks | the same |
 | `alora` | LoRA from the invocation on (https://arxiv.org/abs/2504.12397) | everything before it |
 | `prefix` | keys and values of virtual tokens (https://arxiv.org/abs/2101.00190) | nothing |
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +32,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from agentkit.adapters.bottleneck import Bottlenecks
+from agentkit.adapters.kinds import BottleneckConfig
 from agentkit.errors import SkillError
 from agentkit.training.packs import Pack
 from agentkit.training.spec import TrainSpec
@@ -48,24 +55,35 @@ class ActiveTokens(nn.Module):
 
 
 class Attached:
-    """Stateful: a backbone with its adapter, and what each pack needs to be read under it."""
+    """Stateful: an adapter on a backbone, and what each pack needs to be read under it."""
 
-    def __init__(self, peft: PeftModel, active: ActiveTokens | None = None) -> None:
+    def __init__(
+        self,
+        peft: PeftModel | None,
+        bottlenecks: Bottlenecks | None = None,
+        active: ActiveTokens | None = None,
+    ) -> None:
         self.peft = peft
+        self._bottlenecks = bottlenecks
         self._active = active
-        self._prefix = bool(peft.active_peft_config.is_prompt_learning)
+        self._hooks = ExitStack()
+        self._prefix = peft is not None and bool(peft.active_peft_config.is_prompt_learning)
+        if bottlenecks is not None:
+            self._hooks.enter_context(bottlenecks.attached())
 
     @property
     def apart(self) -> nn.Module | None:
         """The part of the adapter that is no module of the decoder."""
-        return self.peft.prompt_encoder if self._prefix else None
+        if self._bottlenecks is not None:
+            return self._bottlenecks
+        return self.peft.prompt_encoder if self.peft is not None and self._prefix else None
 
     def inputs(self, pack: Pack, dtype: torch.dtype) -> dict[str, Any]:
         """What the decoder takes besides the states of a pack."""
         if self._active is not None:
             self._active.mask = torch.tensor(pack.active, dtype=dtype)[None, :, None]
         mask, positions = pack.mask(dtype), torch.tensor([pack.positions])
-        if not self._prefix:
+        if self.peft is None or not self._prefix:
             return {"attention_mask": mask, "position_ids": positions, "use_cache": False}
         cache: Any = self.peft.get_prompt(batch_size=1)
         virtual = cache.get_seq_length()
@@ -77,32 +95,79 @@ class Attached:
             "use_cache": True,
         }
 
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The bare backbone within the block."""
+        with ExitStack() as without:
+            if self.peft is not None:
+                without.enter_context(self.peft.disable_adapter())
+            self._hooks.close()
+            try:
+                yield
+            finally:
+                if self._bottlenecks is not None:
+                    self._hooks.enter_context(self._bottlenecks.attached())
+
+    def detach(self) -> None:
+        """Leave the backbone as it was."""
+        self._hooks.close()
+        if self.peft is not None and not self._prefix:
+            self.peft.unload()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The adapter's weights by the names that its file gives them."""
+        of_peft = {} if self.peft is None else get_peft_model_state_dict(self.peft)
+        of_ours = {} if self._bottlenecks is None else self._bottlenecks.tensors()
+        return {**of_peft, **of_ours}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take weights that `tensors()` of the same adapter gave."""
+        if self.peft is not None:
+            own = get_peft_model_state_dict(self.peft)
+            set_peft_model_state_dict(self.peft, {name: tensors[name] for name in own})
+        if self._bottlenecks is not None:
+            self._bottlenecks.load_tensors(tensors)
+
+    def config(self) -> dict[str, Any]:
+        """What `adapter_config.json` says of it."""
+        of_ours = (
+            {} if self._bottlenecks is None else self._bottlenecks.config.model_dump(mode="json")
+        )
+        if self.peft is None:
+            return of_ours
+        with tempfile.TemporaryDirectory() as folder:
+            self.peft.peft_config["default"].save_pretrained(folder)
+            path = Path(folder) / "adapter_config.json"
+            of_peft: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        # A path of the machine that trained says nothing elsewhere; the fingerprint says which.
+        of_peft |= {"base_model_name_or_path": None, "inference_mode": True}
+        if not of_ours:
+            return of_peft
+        return {"peft_type": "HYBRID", "lora": of_peft, "bottleneck": of_ours}
+
 
 def attach(
     model: Any, spec: TrainSpec, layers: Sequence[int], invocation: Sequence[int]
 ) -> Attached:
-    """Put a fresh adapter into `model`, in place; everything else is frozen.
+    """Put a fresh adapter onto `model`; everything else is frozen.
 
     `invocation` are the tokens that a prompt ends with, which an activated adapter names.
     Raises `SkillError` for modules or layers that the method cannot adapt.
     """
-    count = int(model.config.num_hidden_layers)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
     if spec.method == "prefix":
-        if len(layers) != count:
-            raise SkillError(
-                "a prefix conditions every layer",
-                where="train.yaml",
-                hint="write `layers: all`, or choose another method",
-            )
-        prefix = PrefixTuningConfig(
-            task_type="CAUSAL_LM", num_virtual_tokens=spec.virtual_tokens, prefix_projection=False
+        return _prefix(model, spec, layers)
+    bottlenecks = None
+    if spec.method in ("bottleneck", "hybrid"):
+        config = BottleneckConfig(
+            placement=spec.placement,
+            reduction_factor=spec.reduction_factor,
+            layers_to_transform=list(layers),
         )
-        attached = Attached(get_peft_model(model, prefix))
-        # Keys and values of ordinary size would drown the document's; small ones leave it readable.
-        with torch.no_grad():
-            for parameter in attached.peft.prompt_encoder.parameters():
-                parameter.mul_(0.1)
-        return attached
+        bottlenecks = Bottlenecks(model, config)
+        if spec.method == "bottleneck":
+            return Attached(None, bottlenecks)
     activated = spec.method == "alora"
     peft = get_peft_model(
         model,
@@ -118,15 +183,33 @@ def attach(
         ),
     )
     if not activated:
-        return Attached(peft)
+        return Attached(peft, bottlenecks)
     # PEFT's own activation looks for the tokens in each row; a pack has many rows in one.
-    config: Any = peft.peft_config["default"]
-    config.alora_invocation_tokens = list(invocation)
+    config_: Any = peft.peft_config["default"]
+    config_.alora_invocation_tokens = list(invocation)
     active = ActiveTokens()
     for module in peft.modules():
         if hasattr(module, "lora_dropout"):
             module.lora_dropout = nn.ModuleDict({"default": active})
-    return Attached(peft, active)
+    return Attached(peft, active=active)
+
+
+def _prefix(model: Any, spec: TrainSpec, layers: Sequence[int]) -> Attached:
+    if len(layers) != int(model.config.num_hidden_layers):
+        raise SkillError(
+            "a prefix conditions every layer",
+            where="train.yaml",
+            hint="write `layers: all`, or choose another method",
+        )
+    config = PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=spec.virtual_tokens, prefix_projection=False
+    )
+    peft = get_peft_model(model, config)
+    # Keys and values of ordinary size would drown the document's; small ones leave it readable.
+    with torch.no_grad():
+        for parameter in peft.prompt_encoder.parameters():
+            parameter.mul_(0.1)
+    return Attached(peft)
 
 
 def module_names(model: Any, spec: TrainSpec) -> tuple[str, ...]:
@@ -166,7 +249,7 @@ def start_from(attached: Attached, folder: Path) -> None:
             where=str(folder / "adapter_model.safetensors"),
             hint="start_from names the folder of a trained skill",
         ) from error
-    fresh = get_peft_model_state_dict(attached.peft)
+    fresh = attached.tensors()
     shared = {name: tensor for name, tensor in trained.items() if name in fresh}
     for name, tensor in shared.items():
         if tensor.shape != fresh[name].shape:
@@ -177,4 +260,4 @@ def start_from(attached: Attached, folder: Path) -> None:
             )
     if not shared:
         raise SkillError("none of its tensors fits", where=str(folder))
-    set_peft_model_state_dict(attached.peft, fresh | shared)
+    attached.load(fresh | {name: t.to(fresh[name].dtype) for name, t in shared.items()})

@@ -28,7 +28,7 @@ class PackModel(nn.Module):
 
     def __init__(
         self,
-        decoder: nn.Module,
+        decoder: Any,
         unembed: nn.Module,
         head: Head | None,
         evidence_weight: float,
@@ -44,7 +44,8 @@ class PackModel(nn.Module):
 
     def states(self, pack: Pack, lower: Tensor) -> Tensor:
         """`(tokens, hidden)` after the final norm."""
-        dtype = next(p.dtype for p in self.decoder.parameters() if not p.requires_grad)
+        embeddings: Any = self.decoder.get_input_embeddings()
+        dtype = embeddings.weight.dtype
         result: Tensor = self.decoder(
             inputs_embeds=lower[None].to(dtype),
             **self._attached.inputs(pack, dtype),

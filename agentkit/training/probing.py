@@ -22,7 +22,7 @@ from agentkit.training.model import PackModel
 from agentkit.training.packs import Pack
 from agentkit.training.spec import TrainSpec
 
-_LAYER = re.compile(r"\.(?:layers|h)\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _HEAD_EPOCHS = 3
 _COMPARED = 4
 """Packs on which the change of attention is looked at."""
@@ -88,14 +88,14 @@ class Probe:
             for number, pack in enumerate(packs, start=1):
                 model.zero_grad(set_to_none=True)
                 model(pack, self._embedded(pack))["loss"].backward()
-                for name, parameter in attached.peft.named_parameters():
+                for name, parameter in model.decoder.named_parameters():
                     found = _LAYER.search(name)
                     if found is not None and parameter.grad is not None:
                         sums[int(found[1])] += float(parameter.grad.float().square().sum())
                 self._said(f"gradients: pack {number} of {len(packs)}")
             return [(total / len(packs)) ** 0.5 for total in sums]
         finally:
-            attached.peft.unload()
+            attached.detach()
 
     def attention_changes(self, packs: Sequence[Pack]) -> list[float]:
         """By layer how far its attention's outputs move, relative to what they were."""
@@ -108,7 +108,7 @@ class Probe:
                 changes += self._changes(model, attached, pack)
             return [float(change) / len(compared) for change in changes]
         finally:
-            attached.peft.unload()
+            attached.detach()
 
     def head_loss(self, learnt: Sequence[Pack], held: Sequence[Pack]) -> float:
         """Mean loss on `held` of the bare backbone, its head fitted to `learnt`."""
@@ -117,7 +117,7 @@ class Probe:
             self._warm_head(model, attached, learnt)
             return self._loss(model, held, "no layers")
         finally:
-            attached.peft.unload()
+            attached.detach()
 
     def short_loss(
         self,
@@ -141,7 +141,7 @@ class Probe:
             self._train(model, learnt[middle:], trained)
             return self._loss(model, held, f"{len(layers)} layers from {min(layers)}")
         finally:
-            attached.peft.unload()
+            attached.detach()
 
     # ------------------------------------------------------------ parts
 
@@ -163,7 +163,7 @@ class Probe:
         """Fit the head to the bare backbone first: gradients through a random one say little."""
         if model.head is None:
             return
-        with attached.peft.disable_adapter(), torch.no_grad():
+        with attached.disabled(), torch.no_grad():
             states = [model.states(pack, self._embedded(pack)) for pack in packs]
         optimizer = torch.optim.AdamW(model.head.parameters(), lr=self._spec.head_learning_rate)
         for _ in range(_HEAD_EPOCHS):
@@ -209,7 +209,7 @@ class Probe:
             for layer in self._model.model.layers
         ]
         with torch.no_grad():
-            with attached.peft.disable_adapter():
+            with attached.disabled():
                 model.states(pack, self._embedded(pack))
             for hook in hooks:
                 hook.remove()

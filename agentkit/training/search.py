@@ -19,7 +19,9 @@ from agentkit.training.packs import Pack
 from agentkit.training.probing import Probe, Step, parted, sample_packs
 from agentkit.training.spec import SearchSpec, TrainSpec
 
-SIZES = (4, 8, 16, 32, 64)
+RANKS = (4, 8, 16, 32, 64)
+FACTORS = (64.0, 32.0, 16.0, 8.0, 4.0)
+"""Reduction factors of a bottleneck, from small to large."""
 _LEAST_GAIN = 0.01
 """Share of the loss that a size twice as large must save."""
 
@@ -32,22 +34,26 @@ def auto_size(
     head: Head | None,
     *,
     said: Step,
-) -> tuple[int, dict[str, float]]:
-    """The least rank that a larger one does not better by a hundredth, and each rank's loss."""
+) -> tuple[TrainSpec, dict[str, float]]:
+    """`spec` with the least size that one twice as large does not better by a hundredth.
+
+    The size is a rank, or a bottleneck's reduction factor. Also returns the loss of each that was
+    tried.
+    """
     learnt, held = parted(sample_packs(packs, spec.probe_packs))
+    if spec.method == "bottleneck":
+        sizes = {f"{f:g}": spec.model_copy(update={"reduction_factor": f}) for f in FACTORS}
+    else:
+        sizes = {str(rank): spec.with_rank(rank) for rank in RANKS}
     losses: dict[str, float] = {}
-    best = SIZES[0]
-    for rank in SIZES:
-        sized = spec.with_rank(rank)
-        losses[str(rank)] = round(
-            Probe(model, sized, head, said).short_loss(layers, learnt, held), 5
-        )
-        if rank > best:
-            before = losses[str(best)]
-            if (before - losses[str(rank)]) / max(abs(before), 1e-9) < _LEAST_GAIN:
-                break
-            best = rank
-    return best, losses
+    best = ""
+    for name, sized in sizes.items():
+        loss = Probe(model, sized, head, said).short_loss(layers, learnt, held)
+        losses[name] = round(loss, 5)
+        if best and (losses[best] - loss) / max(abs(losses[best]), 1e-9) < _LEAST_GAIN:
+            break
+        best = name
+    return sizes[best], losses
 
 
 def search(

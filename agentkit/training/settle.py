@@ -64,8 +64,7 @@ def settle(
         if spec.layers != named:
             choice = LayerChoice(given_layers(spec.layers, count), "search")
     if spec.size == "auto":
-        rank, found["sizes"] = auto_size(model, spec, packs, choice.chosen, head, said=said)
-        spec = spec.with_rank(rank)
+        spec, found["sizes"] = auto_size(model, spec, packs, choice.chosen, head, said=said)
     return spec, choice, found
 
 

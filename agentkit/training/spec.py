@@ -12,8 +12,15 @@ from ruamel.yaml.error import YAMLError
 from agentkit.errors import SkillError
 from agentkit.training.layer_selection import Importance
 
-Method: TypeAlias = Literal["lora", "dora", "alora", "prefix"]
-RATES: dict[Method, float] = {"lora": 5e-4, "dora": 5e-4, "alora": 5e-4, "prefix": 5e-3}
+Method: TypeAlias = Literal["lora", "dora", "alora", "bottleneck", "hybrid", "prefix"]
+RATES: dict[Method, float] = {
+    "lora": 5e-4,
+    "dora": 5e-4,
+    "alora": 5e-4,
+    "bottleneck": 5e-4,
+    "hybrid": 5e-4,
+    "prefix": 5e-3,
+}
 
 
 class _Frozen(BaseModel):
@@ -66,6 +73,10 @@ class TrainSpec(_Frozen):
     """How many layers `auto` chooses by `gradient` or `attention`; a third of them by default."""
     probe_packs: int = Field(default=24, ge=2)
     """Packs of the sample that importance is measured on."""
+    reduction_factor: float = Field(default=16.0, ge=1.0)
+    """By how much a bottleneck is narrower than the backbone's states."""
+    placement: Literal["houlsby", "pfeiffer"] = "pfeiffer"
+    """Bottlenecks after attention and feed-forward, or after feed-forward alone."""
     virtual_tokens: int = Field(default=16, ge=1, le=1024)
     """Length of a prefix."""
     start_from: str | None = None

@@ -19,10 +19,9 @@ from random import Random
 from typing import Any
 
 import torch
-from peft import PeftModel
 from rich.console import Console
 from rich.progress import Progress
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -31,6 +30,7 @@ from transformers import (
 
 from agentkit import models
 from agentkit.adapters.heads import KIND, ChoiceHead, Head, SpanLabelHead
+from agentkit.adapters.tensor_file import BACKBONE_KEY
 from agentkit.errors import InputError, SkillError
 from agentkit.prompt import frame_of
 from agentkit.settings import Settings
@@ -40,7 +40,7 @@ from agentkit.training.attention import use_block_attention
 from agentkit.training.fitting import checkpoint_key, fit
 from agentkit.training.lower import LowerStates, layers_only, recomputed
 from agentkit.training.measure import measure_packs, shift_to_best_threshold
-from agentkit.training.methods import attach, start_from
+from agentkit.training.methods import Attached, attach, start_from
 from agentkit.training.model import PackModel
 from agentkit.training.packs import Pack, Packer
 from agentkit.training.record import write_record
@@ -157,7 +157,7 @@ def train_skill(
         pack_model.eval()
         shift_to_best_threshold(pack_model, tuning_packs, states, manifest)
         after = measure_packs(pack_model, tuning_packs, states, manifest)
-    folder = _save(skill, attached.peft, pack_model.head, fingerprint, getattr(torch, spec.dtype))
+    folder = _save(skill, attached, pack_model.head, fingerprint, getattr(torch, spec.dtype))
     shutil.rmtree(checkpoints.parent, ignore_errors=True)
     metrics = _metrics(spec, split, settings, fingerprint, train_packs)
     metrics |= {
@@ -224,22 +224,17 @@ def _new_head(manifest: Manifest, hidden: int) -> Head | None:
 
 
 def _save(
-    skill: Path, model: PeftModel, head: Head | None, fingerprint: str, dtype: torch.dtype
+    skill: Path, attached: Attached, head: Head | None, fingerprint: str, dtype: torch.dtype
 ) -> Path:
     """Write adapter and head into the skill folder, each file whole or not at all."""
     fresh = skill / ".fresh"
-    model.save_pretrained(str(fresh), safe_serialization=True)
-    weights = fresh / "adapter_model.safetensors"
+    fresh.mkdir(exist_ok=True)
     # In the type of the backbone that it was trained against: bfloat16 halves what is stored.
-    tensors = {name: t.to(dtype).contiguous() for name, t in load_file(weights).items()}
-    metadata = {"format": "pt", "agentkit.backbone": fingerprint}
-    save_file(tensors, weights, metadata=metadata)
-    config = fresh / "adapter_config.json"
-    content = json.loads(config.read_text(encoding="utf-8"))
-    # A path of the machine that trained says nothing elsewhere; the fingerprint says which.
-    content["base_model_name_or_path"] = None
-    content["inference_mode"] = True
-    config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    tensors = {name: t.detach().to(dtype).contiguous() for name, t in attached.tensors().items()}
+    metadata = {"format": "pt", BACKBONE_KEY: fingerprint}
+    save_file(tensors, fresh / "adapter_model.safetensors", metadata=metadata)
+    config = json.dumps(attached.config(), indent=2, sort_keys=True)
+    (fresh / "adapter_config.json").write_text(config + "\n", encoding="utf-8")
     if head is not None:
         state = {name: t.contiguous() for name, t in head.state_dict().items()}
         save_file(state, fresh / "head.safetensors", metadata={"format": "pt", KIND: head.kind})

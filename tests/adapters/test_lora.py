@@ -1,5 +1,6 @@
 """LoRA gives what PEFT gives, whatever PEFT can write of it."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyBackbone:
 
 def our_logits(model: torch.nn.Module, layers: int, folder: Path) -> torch.Tensor:
     skill = load_skill(folder)
-    _, _, pairs = load_adapter(skill)
+    pairs = load_adapter(skill).pairs
     slots = Slots(adaptable_modules(model, layers))
     slot = slots.fill(lora_deltas(pairs, torch.float32, torch.device("cpu")))
     with torch.inference_mode(), slots.activated(slot):
@@ -92,11 +93,12 @@ def test_modules_know_their_layer_and_sizes(tiny: TinyBackbone) -> None:
     up = modules["model.layers.2.mlp.up_proj"]
     assert (up.inputs, up.outputs, up.layer) == (48, 96, 2)
     assert modules["lm_head"].layer == 4
-    assert len(modules) == 4 * len(ALL_MODULES) + 1
+    parts = Counter(spec.part for spec in modules.values())
+    assert parts == {"linear": 4 * len(ALL_MODULES) + 1, "attention": 4, "feed-forward": 4}
 
 
 def test_an_untrained_adapter_is_known_to_be_silent(tiny: TinyBackbone, tmp_path: Path) -> None:
     skill = load_skill(tiny_adapter(tmp_path / "skill", tiny, strength=0.0))
-    _, _, pairs = load_adapter(skill)
+    pairs = load_adapter(skill).pairs
     deltas = lora_deltas(pairs, torch.float32, torch.device("cpu"))
     assert all(delta.silent for delta in deltas.values())

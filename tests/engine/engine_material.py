@@ -3,8 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
+from agentkit.engine.activation import Slots
 from agentkit.engine.backbone import Backbone
 from agentkit.engine.engine import Engine
+from agentkit.engine.prefix import PrefixCache, PrefixStates
+from agentkit.engine.reading import Reader, Steps
 from agentkit.prompt import build_prompt, encode_prompt, frame_of, number_spans
 from agentkit.types import (
     Completion,
@@ -76,3 +81,19 @@ def plain_prompt(ids: tuple[int, ...]) -> EncodedPrompt:
     empty = Segment("header", "")
     prompt = Prompt(empty, (), empty, empty, empty)
     return EncodedPrompt(prompt, ids, 0, 0, 0, (), ())
+
+
+def read_prefix(backbone: Backbone, ids: Sequence[int]) -> PrefixStates:
+    """States of ids, with keys and values, under the bare backbone."""
+    reader = Reader(backbone, Slots(backbone.modules), PrefixCache(0))
+    return read_whole(reader.read(None, ids))
+
+
+def read_whole(steps: Steps) -> PrefixStates:
+    """What a reading gives at its end."""
+    with torch.inference_mode():
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value

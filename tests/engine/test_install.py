@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from agentkit.adapters.heads import KIND
 from agentkit.adapters.weights import BACKBONE_KEY
+from agentkit.engine.backbone import Backbone
 from agentkit.engine.engine import Engine
 from agentkit.errors import AdapterError
 from agentkit.skill.folder import Skill, load_skill
@@ -150,7 +151,7 @@ def test_a_head_of_unknown_kind_is_refused(
 def test_it_knows_the_lowest_layer_that_an_adapter_acts_on(
     engine: Engine, skills: dict[str, Skill]
 ) -> None:
-    layers = {name: engine.loaded[skill.digest].min_layer for name, skill in skills.items()}
+    layers = {name: engine.loaded[skill.digest].lowest_layer for name, skill in skills.items()}
     assert layers == {"plain": 0, "upper": 2, "chooser": 0, "labeller": 0}
 
 
@@ -174,3 +175,38 @@ def test_concurrent_loads_leave_each_skill_loaded_once(
     slots = [skill.slot for skill in engine.loaded.values()]
     assert len(slots) == len(set(slots)) == len(names)
     assert {name: ask(name) for name in names} == solo
+
+
+def test_good_and_broken_skills_loaded_at_once_are_served_whole_or_not_at_all(
+    backbone: Backbone, skills: dict[str, Skill], tiny: TinyBackbone, tmp_path: Path
+) -> None:
+    broken = []
+    for index, change in enumerate(
+        (
+            {KEY: None},
+            {KEY: torch.full((48, 8), torch.inf)},
+            {KEY.replace("q_proj", "z_proj"): torch.zeros(48, 8)},
+        )
+    ):
+        folder = Path(shutil.copytree(skills["upper"].path, tmp_path / f"broken-{index}"))
+        rewrite(folder, change, tiny.fingerprint)
+        broken.append(load_skill(folder))
+    huge = load_skill(tiny_adapter(tmp_path / "huge", tiny, strength=1e37))
+    bad = [*broken, huge] * 3
+    ids = torch.arange(5, 25)
+    at = torch.arange(len(ids))
+    with torch.inference_mode():
+        bare = backbone.logits(ids, positions=at, at=at)
+    with Engine(backbone) as engine:
+        with ThreadPoolExecutor(8) as pool:
+            good = [pool.submit(engine.load, skill) for skill in [*skills.values()] * 3]
+            refused = [pool.submit(engine.load, skill) for skill in bad]
+            for future in good:
+                future.result()
+            assert all(isinstance(future.exception(), AdapterError) for future in refused)
+        assert set(engine.loaded) == {skill.digest for skill in skills.values()}
+        for skill in skills.values():
+            engine.unload(skill.digest)
+    with torch.inference_mode():
+        assert torch.equal(backbone.logits(ids, positions=at, at=at), bare)
+    assert not any("forward" in vars(module) for module in backbone.model.modules())

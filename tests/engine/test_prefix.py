@@ -1,12 +1,15 @@
 """The prefix cache: keys that cannot cross, a byte budget, and states that never change."""
 
 import torch
+from engine_material import read_prefix
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentkit.engine.activation import Slots
 from agentkit.engine.backbone import Backbone
-from agentkit.engine.packed import PackedRows, read_prefix
-from agentkit.engine.prefix import PrefixCache, PrefixKey, PrefixStates
+from agentkit.engine.forward import hidden_states
+from agentkit.engine.packed import PackedRows
+from agentkit.engine.prefix import LowerStates, PrefixCache, PrefixKey, PrefixStates
 
 
 def states(tokens: int) -> PrefixStates:
@@ -26,7 +29,7 @@ def test_a_key_names_the_adapter_and_the_very_tokens() -> None:
 
 
 def test_the_least_recently_used_goes_first() -> None:
-    cache = PrefixCache(budget=states(10).nbytes * 2)
+    cache = PrefixCache(budget=states(10).hidden.nbytes * 2)
     first, second, third = (PrefixKey.of(None, [n]) for n in range(3))
     cache.put(first, states(10))
     cache.put(second, states(10))
@@ -77,19 +80,46 @@ def test_the_budget_is_never_exceeded(budget: int, steps: list[tuple[bool, int, 
 def test_branches_do_not_change_the_prefix_they_grow_from(backbone: Backbone) -> None:
     ids = list(range(10, 60))
     with torch.inference_mode():
-        prefix = read_prefix(backbone, ids, keys_values=True)
+        prefix, slots = read_prefix(backbone, ids), Slots(backbone.modules)
         assert prefix.keys_values is not None
         before = [(keys.clone(), values.clone()) for keys, values in prefix.keys_values]
         results = []
         for _ in range(2):
-            rows = PackedRows(backbone, prefix, room=400)
+            rows = PackedRows(prefix, room=40)
             row = rows.fork()
-            rows.append(row, [3, 4, 5])
-            rows.hidden_states()
+            rows.append(row, (None, [3, 4, 5]))
+            hidden_states(backbone, slots, rows)
             for token in range(200):
-                rows.append(row, [token])
-            results.append(rows.hidden_states())
+                rows.append(row, (None, [token]))
+            results.append(hidden_states(backbone, slots, rows))
     assert torch.equal(results[0], results[1])
     for (keys, values), (same_keys, same_values) in zip(prefix.keys_values, before, strict=True):
         assert torch.equal(keys, same_keys)
         assert torch.equal(values, same_values)
+
+
+def test_tensors_that_entries_share_count_once() -> None:
+    cache = PrefixCache(budget=10_000)
+    shared = (torch.zeros(1, 1, 8, 4), torch.zeros(1, 1, 8, 4))
+    lower = LowerStates(1, torch.zeros(8, 4), (shared,))
+    cache.put(PrefixKey.of(None, [1], depth=1), lower)
+    alone = cache.statistics().bytes
+    keys = [PrefixKey.of(adapter, [1]) for adapter in ("a", "b")]
+    for key in keys:
+        cache.put(key, PrefixStates(8, torch.zeros(8, 4), (shared, shared)))
+    assert cache.statistics().bytes == alone + 2 * torch.zeros(8, 4).nbytes
+    cache.drop("a")
+    cache.drop("b")
+    assert cache.statistics().bytes == alone
+
+
+def test_lower_layers_are_found_at_the_depth_asked_for_or_below() -> None:
+    cache = PrefixCache(budget=10_000)
+    for depth in (1, 3):
+        states = LowerStates(depth, torch.zeros(2, 4), ())
+        cache.put(PrefixKey.of(None, [1, 2], depth=depth), states)
+    assert cache.lower([1, 2], 2).depth == 1
+    assert cache.lower([1, 2], 3).depth == 3
+    assert cache.lower([1, 2], 9).depth == 3
+    assert cache.lower([1, 3], 3) is None
+    assert cache.get(PrefixKey.of(None, [1, 2])) is None

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_material import QUESTIONS, SENTENCES, Prompts
+from engine_material import QUESTIONS, SENTENCES, Prompts, read_prefix
 
 from agentkit import models
+from agentkit.engine.activation import Slots
 from agentkit.engine.backbone import Backbone, load_backbone
 from agentkit.engine.engine import Engine
-from agentkit.engine.packed import PackedRows, read_prefix
+from agentkit.engine.forward import hidden_states
+from agentkit.engine.packed import PackedRows
 from agentkit.prompt import build_prompt
 from agentkit.settings import Settings
 from agentkit.types import Completion, Generation, Request
@@ -40,10 +42,9 @@ def test_tree_packed_states_equal_separate_ones_in_float32(exact: Backbone) -> N
     encoded = [prompts(question) for question in QUESTIONS]
     start = encoded[0].question_start
     with torch.inference_mode():
-        prefix = read_prefix(exact, encoded[0].ids[:start], keys_values=True)
-        rows = PackedRows(exact, prefix, room=500)
-        ends = [rows.append(rows.fork(), prompt.ids[start:]) for prompt in encoded]
-        packed = rows.hidden_states()
+        rows = PackedRows(read_prefix(exact, encoded[0].ids[:start]), room=500)
+        ends = [rows.append(rows.fork(), (None, prompt.ids[start:])) for prompt in encoded]
+        packed = hidden_states(exact, Slots(exact.modules), rows)
         for prompt, end in zip(encoded, ends, strict=True):
             alone = exact.hidden_states(
                 torch.tensor(prompt.ids), positions=torch.arange(len(prompt.ids))

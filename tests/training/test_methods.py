@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from agentkit.testing import TinyBackbone
 from agentkit.training.attention import use_block_attention
-from agentkit.training.methods import attach
+from agentkit.training.methods import Attached, attach
 from agentkit.training.model import PackModel
 from agentkit.training.packs import Pack
 from agentkit.training.spec import TrainSpec
@@ -69,7 +69,7 @@ def test_states_equal_those_of_peft(tiny_backbone: TinyBackbone, method: str, tm
         torch.testing.assert_close(scores[:294], bare[:294], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["lora", "alora", "prefix"])
+@pytest.mark.parametrize("method", ["lora", "alora", "bottleneck", "hybrid", "prefix"])
 def test_only_the_adapter_is_trained(tiny_backbone: TinyBackbone, method: str) -> None:
     model = backbone(tiny_backbone, blocks=True)
     spec = TrainSpec(data=({"path": "x"},), method=method)
@@ -78,3 +78,27 @@ def test_only_the_adapter_is_trained(tiny_backbone: TinyBackbone, method: str) -
     trained = {name for name, p in whole.named_parameters() if p.requires_grad}
     assert trained
     assert all("lora_" in name or "apart" in name for name in trained)
+
+
+@pytest.mark.parametrize("method", ["lora", "bottleneck", "hybrid"])
+def test_a_backbone_is_as_it_was_while_disabled_and_once_detached(
+    tiny_backbone: TinyBackbone, method: str
+) -> None:
+    model = backbone(tiny_backbone, blocks=True)
+    row = pack()
+
+    def states(attached: Any) -> torch.Tensor:
+        with torch.inference_mode():
+            lower = model.get_input_embeddings()(torch.tensor([row.ids]))[0]
+            return PackModel(model.model, model.lm_head, None, 0.0, attached).states(row, lower)
+
+    bare = states(Attached(None))
+    attached = attach(model, TrainSpec(data=({"path": "x"},), method=method), range(2, 4), ())
+    attached.load({n: torch.randn_like(t) * 0.1 for n, t in attached.tensors().items()})
+    adapted = states(attached)
+    assert not torch.allclose(adapted, bare, atol=1e-2)
+    with attached.disabled():
+        assert torch.equal(states(attached), bare)
+    assert torch.equal(states(attached), adapted)
+    attached.detach()
+    assert torch.equal(states(Attached(None)), bare)

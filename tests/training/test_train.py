@@ -421,23 +421,28 @@ def test_what_cannot_be_trained_says_why(
 # ---------------------------------------------------------------- methods and layers
 
 
-@pytest.mark.parametrize("method", ["dora", "alora", "prefix"])
-def test_every_method_learns_and_is_saved_as_peft_loads_it(
+METHODS = ("lora", "dora", "alora", "bottleneck", "hybrid", "prefix")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_every_method_learns_is_served(
     make_toy: Callable[..., Any], tmp_path: Path, method: str
 ) -> None:
-    whole = {"layers": "all"} if method == "prefix" else {}
-    toy = make_toy("likelihood", tmp_path, method=method, **whole)
+    more = {"layers": "all", "learning_rate": 0.1} if method == "prefix" else {}
+    toy = make_toy("likelihood", tmp_path, method=method, reduction_factor=4, **more)
     trained, _ = train(toy)
     losses = [entry["loss"] for entry in trained.metrics["loss"]]
     assert losses[-1] < losses[0]
-    tuning = trained.metrics["tuning"]
     assert trained.metrics["training"]["method"] == method
-    assert tuning == {"untrained": {}, "trained": {}} or tuning["trained"]
-    base = AutoModelForCausalLM.from_pretrained(toy.settings.backbone, local_files_only=True)
-    config = PeftModel.from_pretrained(base, str(toy.folder)).active_peft_config
-    assert bool(getattr(config, "use_dora", False)) == (method == "dora")
-    assert bool(getattr(config, "alora_invocation_tokens", None)) == (method == "alora")
-    assert config.is_prompt_learning == (method == "prefix")
+    skill = load_skill(toy.folder)
+    with Engine.open(toy.settings) as engine:
+        engine.load(skill)
+        right = 0
+        for row, prompt in zip(toy.rows, prompts(skill, toy, engine.tokenizer), strict=False):
+            request = Request(prompt, adapter=skill.digest, choices=WORDS)
+            chances = engine.submit(request).result(60).choices
+            right += max(chances, key=chances.__getitem__) == row["expected"]["colour"]
+    assert right >= 3  # of 4
 
 
 def test_an_activated_adapter_cannot_label_the_document(
