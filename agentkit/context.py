@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from agentkit.engine.engine import Engine
 from agentkit.prompt import number_spans, render, renumber, span_lengths, windows
 from agentkit.retrieval.chunking import chunk_id
 from agentkit.retrieval.retriever import Retriever
+from agentkit.retrieval.selection import said
 from agentkit.settings import Settings
 from agentkit.skill.manifest import Manifest
 from agentkit.types import Citation, ContextSpec, Document, Json, PromptSpan
@@ -41,9 +42,13 @@ class ContextBuilder:
         )
         top_k = spec.top_k or defaults.top_k
         budget = spec.budget or defaults.budget or self._settings.excerpt_budget
-        standing = self._standing(spec, query, top_k, budget)
         if document is None or mode == "none":
+            standing = self._standing(spec, query, top_k, budget)
             return [renumber(_spans_of(standing))], standing
+        if spec.spans is not None:
+            standing = self._standing(spec, query, top_k, budget)
+            chosen, citations = self._given(document, spec.spans)
+            return [renumber([*chosen, *_spans_of(standing)])], (*citations, *standing)
         spans = number_spans(document)
         lengths = span_lengths(self._engine.tokenizer, spans)
         window = defaults.window or self._settings.document_window
@@ -53,37 +58,90 @@ class ContextBuilder:
             shown = windows(spans, lengths, window)
             return shown or [()], tuple(_whole(document, piece) for piece in shown)
         if mode == "whole":
+            standing = self._standing(spec, query, top_k, budget)
             chosen = spans
-            citations: tuple[Citation, ...] = (_whole(document, spans),) if spans else ()
+            citations = (_whole(document, spans),) if spans else ()
         else:
-            chosen, citations = self.excerpts(document, query, top_k=top_k, budget=budget)
+            # The document is one source among the others, and has what they leave.
+            share = budget // (len(_collections(spec)) + 1)
+            standing = self._standing(spec, query, top_k, budget - share)
+            left = budget - sum(self._engine.count_tokens(c.text) for c in standing)
+            chosen, citations = self.excerpts(
+                document, query, top_k=top_k, budget=left, filters=spec.filters
+            )
         return [renumber([*chosen, *_spans_of(standing)])], (*citations, *standing)
+
+    def of_base(
+        self, document: Document, query: str, spec: ContextSpec | None
+    ) -> tuple[tuple[PromptSpan, ...], tuple[Citation, ...]]:
+        """What the bare backbone is shown of a document: excerpts, unless the step says which."""
+        if spec is not None and spec.mode == "none":
+            return (), ()
+        if spec is not None and spec.spans is not None:
+            return self._given(document, spec.spans)
+        return self.excerpts(document, query)
+
+    @staticmethod
+    def _given(
+        document: Document, stretches: Sequence[tuple[int, int]]
+    ) -> tuple[tuple[PromptSpan, ...], tuple[Citation, ...]]:
+        """The document's sentences that given stretches touch, numbered, and their citations."""
+        chosen = [
+            span
+            for span in number_spans(document)
+            if any(span.start < end and start < span.end for start, end in stretches)
+        ]
+        return renumber(chosen), tuple(_whole(document, [span]) for span in chosen)
 
     def _standing(
         self, spec: ContextSpec, query: str, top_k: int, budget: int
     ) -> tuple[Citation, ...]:
-        if spec.index == "document":
-            return ()
-        return self._retriever.search_index(
-            spec.index,
-            query,
-            top_k=top_k,
-            budget_tokens=budget,
-            count_tokens=self._engine.count_tokens,
-        )
+        """The best chunks of each collection, in the step's order; what one leaves the next has."""
+        names = _collections(spec)
+        found: list[Citation] = []
+        known: set[tuple[str, ...]] = set()
+        for number, name in enumerate(names):
+            share = budget // (len(names) - number)
+            for citation in self._retriever.search_index(
+                name,
+                query,
+                top_k=top_k,
+                filters=spec.filters,
+                budget_tokens=share,
+                count_tokens=self._engine.count_tokens,
+            ):
+                words = said(citation.text)
+                if words not in known:
+                    known.add(words)
+                    found.append(citation)
+                    budget -= self._engine.count_tokens(citation.text)
+        return tuple(found)
 
     def excerpts(
-        self, document: Document, query: str, *, top_k: int = TOP_K, budget: int | None = None
+        self,
+        document: Document,
+        query: str,
+        *,
+        top_k: int = TOP_K,
+        budget: int | None = None,
+        filters: Mapping[str, Json] | None = None,
     ) -> tuple[tuple[PromptSpan, ...], tuple[Citation, ...]]:
         """The spans of a document that fit a query best, numbered, and their citations."""
         citations = self._retriever.excerpts(
             document,
             query,
             top_k=top_k,
-            budget_tokens=budget or self._settings.excerpt_budget,
+            budget_tokens=self._settings.excerpt_budget if budget is None else budget,
             count_tokens=self._engine.count_tokens,
+            filters=filters,
         )
         return renumber(_spans_of(citations)), citations
+
+
+def _collections(spec: ContextSpec) -> list[str]:
+    """The standing indexes that a step names, each once."""
+    names = (spec.index,) if isinstance(spec.index, str) else spec.index
+    return [name for name in dict.fromkeys(names) if name != "document"]
 
 
 def _spans_of(citations: Sequence[Citation]) -> list[PromptSpan]:

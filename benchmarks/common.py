@@ -32,6 +32,10 @@ def at_least(name: str, value: float, target: float, unit: str = "") -> Metric:
     return Metric(name, value, unit, f">= {target:g}", value >= target)
 
 
+def at_most(name: str, value: float, target: float, unit: str = "") -> Metric:
+    return Metric(name, value, unit, f"<= {target:g}", value <= target)
+
+
 def arguments(description: str) -> argparse.ArgumentParser:
     """A parser with the options that every benchmark has."""
     parser = argparse.ArgumentParser(description=description)

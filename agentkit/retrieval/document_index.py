@@ -1,4 +1,4 @@
-"""Search within one document: vectors and BM25 in memory, built in milliseconds."""
+"""Search within one document: vectors and BM25 in memory, fused, then reranked."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from agentkit.errors import InputError
 from agentkit.retrieval.chunking import span_chunks
 from agentkit.retrieval.filters import Filters, check_filters, matches
 from agentkit.retrieval.ranking import BM25, reciprocal_rank_fusion
+from agentkit.retrieval.rerank import Candidates, Reranker, headed_text
 from agentkit.types import Chunk, Citation, Document, Encoder, Vectors
 
 SearchMode: TypeAlias = Literal["hybrid", "vector", "text"]
@@ -80,12 +81,15 @@ class DocumentIndex:
         *,
         chunks: Sequence[Chunk] | None = None,
         cache: VectorCache | None = None,
+        reranker: Reranker | None = None,
     ) -> None:
         self.document = document
         self.chunks = tuple(span_chunks(document) if chunks is None else chunks)
         self._encoder = encoder
         self._cache = cache if cache is not None and chunks is None else None
+        self._reranker = reranker
         self._bm25: BM25 | None = None
+        self._headed: BM25 | None = None
         self._vectors: Vectors | None = None
 
     def search(
@@ -98,8 +102,9 @@ class DocumentIndex:
     ) -> list[Citation]:
         """The best `top_k` chunks, best first.
 
-        The score is the cosine (`vector`), BM25 (`text`), or the fused rank, at most 1 (`hybrid`).
-        Chunks that share no word with the query are no result of `text`.
+        The score is the cosine (`vector`), BM25 (`text`), or (`hybrid`) the reranker's; without a
+        reranker, the fused rank, at most 1. Chunks that share no word with the query are no
+        result of `text`.
 
         Raises:
             InputError: an empty query, a bad `top_k`, mode or filter.
@@ -128,6 +133,8 @@ class DocumentIndex:
             return self._cosines(query)
         if mode == "text":
             return self._lexical(query)
+        if self._reranker is not None:
+            return self._reranker.scores(query, self.candidates(query))
         cosines, lexical = self._cosines(query), self._lexical(query)
         rankings = [
             np.argsort(-cosines, kind="stable").tolist(),
@@ -159,12 +166,24 @@ class DocumentIndex:
             self._bm25 = BM25([chunk.text for chunk in self.chunks])
         return self._bm25.scores(query)
 
+    def candidates(self, query: str) -> Candidates:
+        """What a reranker is given for a query: every chunk, in order."""
+        if self._headed is None:
+            self._headed = BM25([f"{' '.join(c.heading)} {c.text}" for c in self.chunks])
+        return Candidates(
+            chunks=self.chunks,
+            vectors=self._chunk_vectors(),
+            query=self._encoder.encode([query])[0],
+            lexical=self._lexical(query),
+            headed=self._headed.scores(query),
+        )
+
     def _chunk_vectors(self) -> Vectors:
         if self._vectors is None:
-            texts = [chunk.text for chunk in self.chunks]
+            texts = [headed_text(chunk) for chunk in self.chunks]
             if self._cache is None:
                 self._vectors = self._encoder.encode(texts)
             else:
-                key = (self.document.digest, self._encoder.digest, "spans")
+                key = (self.document.digest, self._encoder.digest, "headed spans")
                 self._vectors = self._cache.get(key, lambda: self._encoder.encode(texts))
         return self._vectors

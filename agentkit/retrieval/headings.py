@@ -23,6 +23,12 @@ _NUMBERED = re.compile(
     r"(?P<number>\d{1,3}(?:\.\d{1,3}){0,4})(?P<mark>[.)]?)\s+(?P<rest>[A-Z\"“(].*)$"
 )
 _ROMAN = re.compile(r"(?P<number>[IVX]{1,6})\.\s+(?P<rest>[A-Z].*)$")
+# A numbered definition is found by the term that it defines.
+_DEFINITION = re.compile(
+    r"(?P<term>[\"“](?P<name>[^\"“”]{1,80})[\"”])"
+    r"(?:\s*(?:\([^)]{0,80}\)|or\s+[\"“][^\"“”]{1,80}[\"”]|,[^,]{1,80},)){0,3}\s*"
+    r"(?:shall\s+|will\s+)?(?:means?|ha(?:s|ve)\s+the\s+meaning|refers?\s+to|includes?)\b"
+)
 _RUN_IN = re.compile(r"(?P<title>[A-Z][^.:;\n]{1,70}?)(?:[.:]|\s[-–—])\s+\S")
 _CONTENTS_LINE = re.compile(r"(?:\.\s?){4,}\s*\d*\s*$|\s{3,}\d{1,3}\s*$|\t\d{1,3}\s*$")
 _GAP = re.compile(r"\s{3,}")
@@ -32,8 +38,8 @@ _LABEL = re.compile(
 )
 # fmt: off
 _SMALL_WORDS = frozenset((
-    "a", "an", "and", "as", "at", "by", "for", "from", "in", "into", "of", "on", "or", "per",
-    "than", "the", "to", "under", "upon", "via", "vs", "with",
+    "a", "an", "and", "as", "at", "by", "for", "from", "in", "into", "its", "of", "on", "or", "per",
+    "than", "the", "this", "to", "under", "upon", "via", "vs", "with",
 ))
 # fmt: on
 
@@ -109,6 +115,9 @@ def _numbered(
         return (level, line.rstrip(" .:")) if section else None
     if short and _is_short_title(rest):
         return level, line.rstrip(" .:-–—")
+    definition = _DEFINITION.match(rest)
+    if definition:
+        return level, line[: line.find(definition["term"]) + len(definition["term"])]
     run_in = _RUN_IN.match(rest)
     if run_in and len(run_in["title"].split()) <= 8 and _is_title(run_in["title"]):
         start = line.find(run_in["title"])

@@ -16,17 +16,19 @@ from agentkit.types import Document
 TextType: TypeAlias = Literal["text/plain", "text/markdown"]
 
 
-def load_document(path: Path, *, settings: Settings) -> Document:
+def load_document(path: Path, *, settings: Settings | None = None) -> Document:
     """Read a PDF, DOCX, HTML, Markdown or text file.
 
     The format is told by the file's content, then by its extension. The reading is done in a
-    child process under `document_seconds`, `document_memory_bytes` and `document_max_bytes`;
-    what a reader of the document should know is in `Document.warnings`.
+    child process under the settings' `document_seconds`, `document_memory_bytes` and
+    `document_max_bytes`, the environment's by default; what a reader of the document should know
+    is in `Document.warnings`.
 
     Raises:
         DocumentError: there is no such file, or it is empty, too large, encrypted, damaged,
             binary, scanned, of another format, or breaks a limit.
     """
+    settings = Settings() if settings is None else settings
     try:
         size = path.stat().st_size
     except (OSError, ValueError) as error:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentkit.retrieval.headings import heading_of_line
+from agentkit.retrieval.reading_order import is_right_to_left, reading_order
 
 _ITEM = re.compile(
     r"(?:\([a-zA-Z0-9]{1,5}\)|[a-zA-Z0-9]{1,3}[.)]|\d{1,3}(?:\.\d{1,3})+\.?|[•●▪■◦–—*-])\s+\S"
@@ -33,6 +34,8 @@ class Line:
     bottom: float
     bold: bool
     column: int
+    row: bool = False
+    """A row of a table."""
 
     @property
     def height(self) -> float:
@@ -44,6 +47,8 @@ class Paragraph:
     lines: tuple[str, ...]
     large: bool
     """Set in a larger face than the page's running text."""
+    row: bool = False
+    """A row of a table."""
 
 
 def distinct_characters(characters: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -80,7 +85,7 @@ def page_lines(words: Sequence[Mapping[str, Any]]) -> list[Line]:
 
 def _gutter(words: Sequence[Mapping[str, Any]]) -> tuple[float, float, float] | None:
     """`(x, top, bottom)` of an empty vertical strip between two columns of running text."""
-    rows = [row for row in _rows(words) if row]
+    rows = [row for row in rows_of(words) if row]
     left, right = min(w["x0"] for w in words), max(w["x1"] for w in words)
     width = right - left
     if len(rows) < 8 or width <= 0:
@@ -109,7 +114,7 @@ def _gutter(words: Sequence[Mapping[str, Any]]) -> tuple[float, float, float] | 
     return (centre, top, bottom) if not inside else None
 
 
-def _rows(words: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+def rows_of(words: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     """Words that share a baseline, left to right; rows from top to bottom."""
     rows: list[list[Mapping[str, Any]]] = []
     for word in sorted(words, key=lambda w: (w["bottom"], w["x0"])):
@@ -128,7 +133,7 @@ def _rows(words: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
 def _lines(words: Sequence[Mapping[str, Any]], column: int) -> list[Line]:
     return [
         Line(
-            text=_row_text(row),
+            text=row_text(row),
             x0=row[0]["x0"],
             x1=max(word["x1"] for word in row),
             top=min(word["top"] for word in row),
@@ -136,13 +141,16 @@ def _lines(words: Sequence[Mapping[str, Any]], column: int) -> list[Line]:
             bold=all("bold" in str(word.get("fontname", "")).lower() for word in row),
             column=column,
         )
-        for row in _rows(words)
+        for row in rows_of(words)
     ]
 
 
-def _row_text(row: Sequence[Mapping[str, Any]]) -> str:
+def row_text(row: Sequence[Mapping[str, Any]]) -> str:
     """Words with spaces, except where a change of font cut one word in two."""
-    parts = [str(row[0]["text"])]
+    texts = [str(word["text"]) for word in row]
+    if any(map(is_right_to_left, texts)):
+        return " ".join(reading_order(texts))
+    parts = texts[:1]
     for before, word in itertools.pairwise(row):
         size = word["bottom"] - word["top"]
         joined = word["x0"] - before["x1"] < 0.08 * size
@@ -214,7 +222,9 @@ def paragraphs(lines: Sequence[Line]) -> Iterator[Paragraph]:
 
 def _paragraph(group: Sequence[Line], height: float) -> Paragraph:
     return Paragraph(
-        tuple(line.text for line in group), all(line.height > 1.2 * height for line in group)
+        tuple(line.text for line in group),
+        large=all(line.height > 1.2 * height for line in group) and not group[0].row,
+        row=group[0].row,
     )
 
 
@@ -234,6 +244,8 @@ def _leading(lines: Sequence[Line], height: float) -> float:
 def _starts(line: Line, group: Sequence[Line], leading: float, right: float, height: float) -> bool:
     """Does `line` begin a new paragraph?"""
     before = group[-1]
+    if line.row or before.row:
+        return True
     if line.column != before.column:
         return _ENDS.search(before.text) is not None or _ITEM.match(line.text) is not None
     if line.bottom - before.bottom > 1.35 * leading or line.bottom <= before.bottom:

@@ -71,6 +71,14 @@ class BM25:
         return scores
 
 
+def standardised(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The scores with mean 0 and deviation 1, so that those of several searches can be added."""
+    if not len(scores):
+        return scores
+    spread = float(scores.std())
+    return np.asarray((scores - scores.mean()) / (spread or 1.0), dtype=np.float32)
+
+
 def reciprocal_rank_fusion(
     rankings: Sequence[Sequence[Key]], *, k: int = RRF_K
 ) -> dict[Key, float]:

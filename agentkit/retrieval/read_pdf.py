@@ -21,9 +21,11 @@ from agentkit.retrieval.pdf_layout import (
     running_lines,
     without_running_lines,
 )
+from agentkit.retrieval.pdf_tables import table_rows
 
 _TAIL = 2048
 _MAX_HEADING = 120
+_MAX_PAGES = 20_000
 _UNMAPPED = re.compile(r"\(cid:\d+\)")
 _GOES_ON = re.compile(r"[a-z(\d,;]")
 _ENDS = re.compile(r"[.!?;:]['\"”’)\]]*$")
@@ -80,7 +82,14 @@ def _check(data: bytes, name: str) -> list[tuple[str, str]]:
                 where=name,
                 hint="save it without a password",
             )
-        if not reader.pages:
+        pages = reader.get_num_pages()
+        if pages > _MAX_PAGES:
+            raise DocumentError(
+                f"a PDF of {pages:,} pages",
+                where=name,
+                hint=f"at most {_MAX_PAGES:,} pages are read; split it",
+            )
+        if not pages:
             raise DocumentError("a PDF without pages", where=name, hint="download it again")
         fields = reader.get_form_text_fields() or {}
     except PyPdfError as error:
@@ -102,7 +111,7 @@ def _read_lines(data: bytes, name: str) -> tuple[list[list[Line]], list[int]]:
     try:
         with pdfplumber.open(io.BytesIO(data), unicode_norm=None) as pdf:
             for page in pdf.pages:
-                pages.append(page_lines(_words(page)))
+                pages.append(_lines_and_rows(page))
                 page.close()
     except (PSException, PdfminerException) as error:
         raise DocumentError(
@@ -127,6 +136,17 @@ def _read_lines(data: bytes, name: str) -> tuple[list[list[Line]], list[int]]:
             hint="run OCR first and give its PDF or text",
         )
     return pages, empty
+
+
+def _lines_and_rows(page: Any) -> list[Line]:
+    """Lines in reading order, the rows of a table where it stands."""
+    tables, words = table_rows(page, _words(page))
+    lines: list[Line] = []
+    for rows in tables:
+        above = [word for word in words if word["bottom"] <= rows[0].bottom]
+        words = [word for word in words if word["bottom"] > rows[0].bottom]
+        lines += [*page_lines(above), *rows]
+    return lines + page_lines(words)
 
 
 def _words(page: Any) -> list[dict[str, Any]]:
@@ -164,15 +184,15 @@ def _write(
 ) -> None:
     """Paragraphs of all pages; one that goes on over a page's end is kept together."""
     open_text = ""
-    open_heading = False
+    open_heading = open_row = tight = False
     # Page starts that fall into the open paragraph, as offsets in it.
     starts: list[int] = []
 
     def close() -> None:
         nonlocal open_text, open_heading
-        base = builder.length + (2 if builder.length else 0)
+        base = builder.length + ((1 if tight else 2) if builder.length else 0)
         if open_text:
-            builder.paragraph(open_text, level=1 if open_heading else None)
+            builder.paragraph(open_text, level=1 if open_heading else None, tight=tight)
         builder.pages.extend(min(base + start, builder.length) for start in starts)
         starts.clear()
         open_text, open_heading = "", False
@@ -185,6 +205,7 @@ def _write(
             goes_on = (
                 first
                 and open_text
+                and not (open_row or paragraph.row)
                 and not (open_heading or heading or heading_of_line(text))
                 and not _ENDS.search(open_text)
                 and _GOES_ON.match(text)
@@ -197,7 +218,8 @@ def _write(
                 close()
                 if first:
                     starts.append(0)
-                open_text, open_heading = text, heading
+                tight = open_row and paragraph.row
+                open_text, open_heading, open_row = text, heading, paragraph.row
             first = False
         if first:
             close()
