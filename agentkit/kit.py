@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -17,22 +18,27 @@ from agentkit.retrieval.playbook import load_playbook
 from agentkit.retrieval.store import FileDocumentStore
 from agentkit.settings import Settings
 from agentkit.skill.folder import Skill
+from agentkit.skill.names import split_version
 from agentkit.skill.registry import Registry, default_folders
+from agentkit.skill.release import ReleaseFile, Served, find, served
 from agentkit.skill.store import SkillStore
 from agentkit.types import Document, Json
 from agentkit.workflow.spec import WorkflowSpec
 
 if TYPE_CHECKING:
     from agentkit.engine.engine import Engine
+    from agentkit.retrieval.rerank import Reranker
     from agentkit.retrieval.retriever import Retriever
-    from agentkit.routing.controller import Controller
+    from agentkit.routing.controller import Controller, SkillText
     from agentkit.routing.encoder import SentenceEncoder
+    from agentkit.routing.learning import Learnt
     from agentkit.step import Runner
     from agentkit.workflow.compile import CompiledWorkflow
     from agentkit.workflow.inputs import Reader
     from agentkit.workflow.store import RunStore
 
 
+_logger = logging.getLogger(__name__)
 _Value = TypeVar("_Value")
 
 
@@ -144,7 +150,26 @@ class Kit:
         """Search in documents and standing indexes."""
         from agentkit.retrieval.retriever import Retriever
 
-        return Retriever(self.encoder, self.settings, self.documents)
+        return Retriever(
+            self.encoder, self.settings, self.documents, reranker=self._skill_reranker()
+        )
+
+    def _skill_reranker(self) -> Reranker | None:
+        """The skill that the settings name as the reranker, if they name one."""
+        from agentkit.retrieval.rerankers import SKILL
+
+        if not self.settings.reranker.startswith(SKILL):
+            return None
+        from agentkit.engine.rerank import SkillReranker
+
+        name = self.settings.reranker.removeprefix(SKILL)
+        if name not in self.skills:
+            raise InputError(
+                f"there is no skill {name!r} to rerank with",
+                where="reranker",
+                hint=f"installed: {', '.join(sorted(self.skills)) or 'none'}",
+            )
+        return SkillReranker(self.engine, self.skills[name])
 
     @_part
     def runs(self) -> RunStore:
@@ -158,24 +183,60 @@ class Kit:
 
     @property
     def skills(self) -> Mapping[str, Skill]:
-        """The skills served now, by name."""
-        return self.registry.snapshot.skills
+        """The skills served now, by name: of each the version that is stable."""
+        return served(self.registry.snapshot, self.releases.read()).skills
 
-    def controller(self, skills: Mapping[str, Skill] | None = None) -> Controller:
-        """A controller fitted to the given skills (those served now by default)."""
-        from agentkit.routing.controller import Controller
+    @property
+    def releases(self) -> ReleaseFile:
+        """Which version of a skill serves which share of the runs."""
+        return ReleaseFile(self.settings.releases_file)
 
-        controller = Controller(self.encoder)
-        controller.fit(
-            {
-                name: (skill.manifest.description, skill.manifest.utterances)
-                for name, skill in (self.skills if skills is None else skills).items()
-            }
-        )
-        return controller
+    def find(self, name: str) -> Skill:
+        """The skill in a folder `NAME` (or, without one, what `NAME` is served by now) or
+        `NAME@VERSION`. Raises `InputError` if there is none."""
+        if name not in self.registry.snapshot.skills and name in (skills := self.skills):
+            return skills[name]
+        return find(self.registry.snapshot, name)
 
-    def runner(self, digests: Mapping[str, str] | None = None) -> Runner:
-        """A runner with the skills served now, or (to resume) those of the given digests.
+    def serve(self, run: str, inputs: Mapping[str, Json]) -> Served:
+        """The skills of a run of that id over those (prepared) inputs, as the releases have it.
+
+        Compile its workflow with their `digests`, and start it with these and their `versions`.
+        """
+        found = served(self.registry.snapshot, self.releases.read(), run=run, inputs=inputs)
+        for note in found.notes:
+            _logger.warning("%s", note)
+        return found
+
+    def skill_texts(self, skills: Mapping[str, Skill] | None = None) -> dict[str, SkillText]:
+        """What the controller knows skills (those served now by default) by: each one's
+        description and utterances, as its folder gives them."""
+        return {
+            name: (skill.manifest.description, skill.manifest.utterances)
+            for name, skill in (self.skills if skills is None else skills).items()
+        }
+
+    @property
+    def learnt(self) -> Learnt:
+        """What people taught the controller. Raises `InputError` if its file is damaged."""
+        from agentkit.routing.learning import load_learnt
+
+        return load_learnt(self.settings.learnt_file)
+
+    def controller(
+        self, skills: Mapping[str, Skill] | None = None, *, as_of: str | None = None
+    ) -> Controller:
+        """A controller fitted to the given skills (those served now by default) and to what people
+        taught it, or had taught it when the moment `as_of` (UTC, ISO 8601) came."""
+        from agentkit.routing.learning import fit
+
+        return fit(self.encoder, self.skill_texts(skills), self.learnt.until(as_of))
+
+    def runner(
+        self, digests: Mapping[str, str] | None = None, *, as_of: str | None = None
+    ) -> Runner:
+        """A runner with the skills served now, or (to resume) those of the given digests and the
+        controller `as_of` the moment at which the run began.
 
         Raises `InputError` when a digest's copy is no longer there.
         """
@@ -184,12 +245,15 @@ class Kit:
         skills = (
             dict(self.skills)
             if digests is None
-            else {name: self.store.get(digest, name) for name, digest in digests.items()}
+            else {
+                name: self.store.get(digest, split_version(name, name)[0])
+                for name, digest in digests.items()
+            }
         )
         runner = Runner(
             skills,
             engine=self.engine,
-            controller=self.controller(skills),
+            controller=self.controller(skills, as_of=as_of),
             retriever=self.retriever,
             documents=self.documents,
             settings=self.settings,
@@ -205,8 +269,11 @@ class Kit:
         *,
         folder: Path | None = None,
         digests: Mapping[str, str] | None = None,
+        as_of: str | None = None,
     ) -> CompiledWorkflow:
         """A workflow bound to this kit. Paths in its defaults count from `folder`.
+
+        To resume a run, give its `skills` as `digests` and its `started` as `as_of`.
 
         Raises `WorkflowError` for a step that names a skill which is not there.
         """
@@ -215,7 +282,7 @@ class Kit:
 
         validate(spec, tuple(self.skills if digests is None else digests))
         return compile_workflow(
-            spec, self.runner(digests), self.documents, readers=self.readers(folder)
+            spec, self.runner(digests, as_of=as_of), self.documents, readers=self.readers(folder)
         )
 
     def readers(self, folder: Path | None = None) -> dict[str, Reader]:

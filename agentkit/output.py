@@ -56,6 +56,17 @@ def fits(manifest: Manifest, input: Json) -> bool:
     return manifest.input.get("type") == "string" or _problem(manifest.input, input) is None
 
 
+def gives(manifest: Manifest, fields: Sequence[str] | None) -> bool:
+    """Whether the skill's output schema may hold one of the fields; None asks for nothing."""
+    if fields is None:
+        return True
+    schema = manifest.output
+    if schema.get("type", "object") != "object":
+        return False
+    known = {*schema.get("properties", {}), *schema.get("required", ())}
+    return not known or not known.isdisjoint(fields)
+
+
 def generation_schema(manifest: Manifest, spans: int) -> dict[str, Json] | None:
     """The schema that generation is constrained to; None for free text.
 

@@ -22,6 +22,10 @@ class Settings(BaseSettings):
     backbone: str = "smollm2-135m-instruct"
     """An embedded model's name, a local folder, or a hub id."""
     encoder: str = "all-minilm-l6-v2"
+    reranker: str = "tuned"
+    """`tuned` (the head that ships with the package), `none`, the file of a head of your own,
+    `skill:NAME` (a skill that points at evidence), or a sentence-transformers CrossEncoder: a
+    folder, or a hub id whose files are in the local cache."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Computing type of the backbone; `float32` is the exact one."""
     device: str = "cpu"
@@ -33,6 +37,10 @@ class Settings(BaseSettings):
     """Tokens of retrieved excerpts given when the whole document does not fit."""
     max_batch: int = 16
     """Requests that the engine computes together."""
+    max_waiting: int = Field(default=4096, ge=1)
+    """Requests that may wait for the engine; whoever asks for more waits for room."""
+    adapter_memory_bytes: int = 2_000_000_000
+    """Memory for loaded adapters; the least recently used are dropped and brought back."""
     prefix_cache_bytes: int = 1_000_000_000
     """Memory for the states of documents already read."""
     document_max_bytes: int = 64_000_000
@@ -57,6 +65,16 @@ class Settings(BaseSettings):
     @property
     def indexes_dir(self) -> Path:
         return self.home / "indexes"
+
+    @property
+    def learnt_file(self) -> Path:
+        """Utterances that people taught the controller."""
+        return self.home / "learnt.json"
+
+    @property
+    def releases_file(self) -> Path:
+        """Which version of a skill serves which share of the runs."""
+        return self.home / "releases.json"
 
     @property
     def runs_db(self) -> Path:

@@ -16,7 +16,7 @@ from threading import RLock
 from agentkit.context import EXCERPT_CHARS, ContextBuilder
 from agentkit.engine.engine import Engine, outcome_of
 from agentkit.errors import AgentkitError, CancelledError, InputError, RouteError
-from agentkit.output import Answered, check_input, fits, generation_schema, to_output
+from agentkit.output import Answered, check_input, fits, generation_schema, gives, to_output
 from agentkit.prompt import (
     build_prompt,
     skill_prompt,
@@ -55,6 +55,7 @@ class _Prepared:
     call: StepCall
     route: Route
     skill: Skill | None
+    query: Query | None = None
     encoded: list[EncodedPrompt] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     citations: tuple[Citation, ...] = ()
@@ -114,11 +115,13 @@ class Runner:
         waiting: dict[Future[Completion], int] = {}
         prepared: dict[int, _Prepared] = {}
         asked: dict[int, list[Future[Completion]]] = {}
-        for place, (call, route) in enumerate(zip(calls, self._routes(calls), strict=True)):
+        routes, queries = self._routes(calls)
+        for place, (call, route) in enumerate(zip(calls, routes, strict=True)):
             one = route if isinstance(route, Exception) else self._prepare(call, route)
             if isinstance(one, Exception):
                 yield place, one
                 continue
+            one.query = queries.get(place)
             prepared[place] = one
         # Given to the engine together, so that it can batch them.
         flat = [(place, r) for place, one in prepared.items() for r in one.requests]
@@ -156,8 +159,11 @@ class Runner:
 
     # ------------------------------------------------------------ route
 
-    def _routes(self, calls: Sequence[StepCall]) -> list[Route | Exception]:
-        """The route of each call, or why it cannot have one; queries are embedded together."""
+    def _routes(
+        self, calls: Sequence[StepCall]
+    ) -> tuple[list[Route | Exception], dict[int, Query]]:
+        """The route of each call, or why it cannot have one, and by place the queries that were
+        routed; they are embedded together."""
         routes: list[Route | Exception] = []
         queries: dict[int, Query] = {}
         for place, call in enumerate(calls):
@@ -171,7 +177,7 @@ class Runner:
         found = self._controller.route_many(list(queries.values()))
         for place, route in zip(queries, found, strict=True):
             routes[place] = route
-        return routes
+        return routes, queries
 
     def _query(self, call: StepCall) -> Query:
         if call.threshold is not None and not 0.0 <= call.threshold <= 1.0:
@@ -181,18 +187,23 @@ class Runner:
         return Query(
             instruction=call.instruction,
             excerpt=self._excerpt(call.input),
-            candidates=self._fitting(call.input),
+            candidates=self._fitting(call.input, call.fields),
             threshold=call.threshold,
         )
 
-    def _fitting(self, input: Mapping[str, Json]) -> tuple[str, ...]:
-        """The skills whose input schema takes this input: a route to another could only fail."""
+    def _fitting(self, input: Mapping[str, Json], fields: Sequence[str] | None) -> tuple[str, ...]:
+        """The skills whose input schema takes this input and whose output schema has one of the
+        fields: a route to another could only fail, or give what nothing takes."""
         words = {
             key: "" if isinstance(value, Mapping) and _REFERENCE in value else value
             for key, value in input.items()
         }
         return tuple(
-            sorted(name for name, skill in self._skills.items() if fits(skill.manifest, words))
+            sorted(
+                name
+                for name, skill in self._skills.items()
+                if fits(skill.manifest, words) and gives(skill.manifest, fields)
+            )
         )
 
     def _excerpt(self, input: Mapping[str, Json]) -> str:
@@ -235,7 +246,7 @@ class Runner:
                 raise CancelledError("the call was withdrawn")
             skill, waits = self._decide(call, route)
             one = _Prepared(call, route, skill, waits=waits)
-            if waits:
+            if waits or (skill is None and route.abstained and call.fields is not None):
                 return one
             if skill is None:
                 self._prepare_base(one)
@@ -272,7 +283,7 @@ class Runner:
         spans: tuple[PromptSpan, ...] = ()
         if document is not None:
             query = call.instruction or question or document.text[:EXCERPT_CHARS]
-            spans, one.citations = self._context.excerpts(document, query)
+            spans, one.citations = self._context.of_base(document, query, call.context)
         prompt = build_prompt(
             self._engine.frame, instructions=call.instruction, question=question, spans=spans
         )
@@ -318,7 +329,7 @@ class Runner:
             output: Json = None
             if one.skill is not None:
                 output = to_output(one.skill.manifest, answers, all_scores=one.call.all_scores)
-            elif not one.waits:
+            elif answers:
                 output = (answers[0][1].text or "").strip()
         except AgentkitError as error:
             return _at_step(error, one.call)
@@ -333,6 +344,7 @@ class Runner:
             seconds=round(seconds, 4),
             item=one.call.item,
             needs_human=one.waits,
+            query=one.query,
         )
 
 

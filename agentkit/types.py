@@ -264,14 +264,20 @@ OnUncertain: TypeAlias = str
 class ContextSpec:
     """What a step is to be shown beside its own input."""
 
-    index: str = "document"
-    """`document` (the step input's document) or the path of a standing index."""
+    index: str | tuple[str, ...] = "document"
+    """Standing indexes, by name or path, that are searched beside the step input's document.
+
+    `document` stands for that document, which is shown in any case unless `mode` is `none`."""
     query: str | None = None
     """The rendered query text; None means the step's question."""
     top_k: int | None = None
     budget: int | None = None
     """Tokens."""
     mode: Literal["auto", "whole", "windows", "excerpts", "none"] = "auto"
+    filters: Mapping[str, Json] = field(default_factory=dict)
+    """Which chunks may be found: `document`, `source`, `page`, `heading`."""
+    spans: tuple[tuple[int, int], ...] | None = None
+    """Of the document, show exactly the sentences that these stretches (start, end) touch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +296,10 @@ class StepCall:
     """The index in `for_each`."""
     all_scores: bool = False
     """Lower every output threshold to zero, so that curves can be drawn."""
+    fields: tuple[str, ...] | None = None
+    """Fields of the output that are taken, where nothing else of it is: no route leads to a skill
+    that gives none of them, and the bare backbone, which gives none, is not asked when the
+    controller abstains (the output is None then). None: any output is of use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +319,8 @@ class StepResult:
     item: int | None = None
     needs_human: bool = False
     """The controller abstained and the step says `human`."""
+    query: Query | None = None
+    """What the controller saw of the step; None where the step named its skill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +339,8 @@ class RunRecord:
     backbone: str
     steps: tuple[Mapping[str, Json], ...] = ()
     error: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Name to version, of the skills that came from a folder with a version."""
 
 
 # ---------------------------------------------------------------- protocols

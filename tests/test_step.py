@@ -354,6 +354,23 @@ def test_an_abstention_goes_to_the_bare_backbone_by_default(runner: Runner) -> N
     assert isinstance(result.output, str)
 
 
+def test_the_bare_backbone_is_not_asked_for_words_that_nobody_can_use(runner: Runner) -> None:
+    result = only(runner, uncertain("base", fields=("mood",)))
+    assert result.route.abstained
+    assert (result.output, result.skill, result.needs_human) == (None, None, False)
+    assert result.usage.prompt_tokens == 0
+    asked = only(runner, call("base", "Say hello.", input={"text": "Hm."}, fields=("mood",)))
+    assert isinstance(asked.output, str)
+
+
+def test_no_route_leads_to_a_skill_that_gives_nothing_of_what_is_taken(runner: Runner) -> None:
+    told = only(runner, call(instruction="tell the mood", input={"text": "Hm."}, fields=("mood",)))
+    assert "mood-teller" in told.route.scores
+    other = only(runner, call(instruction="tell the mood", input={"text": "Hm."}, fields=("x",)))
+    assert "mood-teller" not in other.route.scores
+    assert (other.route.abstained, other.output) == (True, None)
+
+
 def test_an_abstention_can_wait_for_a_person(runner: Runner) -> None:
     result = only(runner, uncertain("human"))
     assert result.needs_human
@@ -455,6 +472,24 @@ def test_a_document_that_fits_is_given_whole(
     first, last = agreement_document.spans[0], agreement_document.spans[-1]
     assert (citation.start, citation.end) == (first.start, last.end)
     assert citation.score == 1.0
+
+
+@pytest.mark.parametrize("skill", ["rule-judge", "base"])
+def test_a_step_can_be_shown_given_stretches_alone_or_nothing(
+    runner: Runner, documents: FileDocumentStore, agreement_document: Document, skill: str
+) -> None:
+    documents.put(agreement_document)
+    text = agreement_document.text
+    place = text.index("laws of Norway")
+    sentence = next(s for s in agreement_document.spans if s.start <= place < s.end)
+    given = dataclasses.replace(judge(text, spans=((place, place + 4),)), skill=skill)
+    reference = {"$document": agreement_document.digest}
+    if skill == "base":
+        given = dataclasses.replace(given, instruction="Answer.", input={"document": reference})
+    (citation,) = only(runner, given).citations
+    assert (citation.start, citation.end) == (sentence.start, sentence.end)
+    nothing = dataclasses.replace(given, context=ContextSpec(mode="none"))
+    assert only(runner, nothing).citations == ()
 
 
 def test_a_longer_document_gives_excerpts_within_the_budget(

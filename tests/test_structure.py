@@ -24,7 +24,7 @@ HOMES = {
     "torch": ("adapters/", "engine/", "training/", "testing.py"),
     "transformers": ("adapters/", "engine/", "training/", "testing.py"),
     "peft": ("adapters/", "engine/", "training/", "testing.py"),
-    "sentence_transformers": ("routing/encoder.py",),
+    "sentence_transformers": ("routing/encoder.py", "retrieval/rerank_cross.py"),
     "langgraph": ("workflow/",),
     "langchain_core": ("workflow/",),
     "llguidance": ("engine/",),
@@ -32,8 +32,8 @@ HOMES = {
     "pdfplumber": ("retrieval/",),
     "docx": ("retrieval/",),
     "typer": ("cli/",),
-    "sklearn": ("training/",),
-    "matplotlib": ("training/",),
+    "sklearn": ("training/", "evaluation/"),
+    "matplotlib": ("routing/maps.py", "training/", "evaluation/"),
 }
 WHEN_CALLED = {
     ("agentkit.workflow.compile", "agentkit.workflow.run"),

@@ -11,7 +11,19 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import TyperException
 
-from agentkit.cli import controller, evaluation, models, runs, skills, training, workflows
+from agentkit.cli import (
+    advise,
+    authoring,
+    controller,
+    evaluation,
+    index,
+    models,
+    runs,
+    skills,
+    training,
+    tune,
+    workflows,
+)
 from agentkit.cli.output import say
 from agentkit.errors import AgentkitError
 
@@ -31,8 +43,12 @@ workflows.register(app)
 controller.register(app)
 evaluation.register(app)
 training.register(app)
+tune.register(app)
+advise.register(app)
+authoring.register(skills.app)
 app.add_typer(skills.app, name="skills")
 app.add_typer(models.app, name="models")
+app.add_typer(index.app, name="index")
 app.add_typer(runs.app, name="runs")
 
 

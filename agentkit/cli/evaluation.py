@@ -1,21 +1,33 @@
-"""`agentkit eval`: a skill over many rows."""
+"""`agentkit eval`: a skill over labelled rows, measured and compared."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from agentkit.cli.options import Set, Skills, settings_from
-from agentkit.cli.output import say, stderr
-from agentkit.errors import InputError
-from agentkit.types import Json, StepCall, StepResult
+from agentkit.cli.options import AsJson, Set, Skills, settings_from
+from agentkit.cli.output import print_json, print_table, say, stderr
+from agentkit.errors import InputError, MissingExtraError, SkillError
+from agentkit.types import Json
 
-_TOGETHER = 32
+if TYPE_CHECKING:
+    from agentkit.engine.engine import Engine
+    from agentkit.evaluation.baselines import Predictor
+    from agentkit.evaluation.report import Evaluation
+    from agentkit.evaluation.scoring import Prediction
+    from agentkit.kit import Kit
+    from agentkit.skill.folder import Skill
+    from agentkit.training.rows import Row
+
+FAILED, SOME_FAILED = 1, 3
 
 
 def register(app: typer.Typer) -> None:
@@ -26,67 +38,253 @@ def evaluate(
     skill: Annotated[str, typer.Argument(help="A skill's name.")],
     data: Annotated[Path, typer.Option(help='JSONL rows: {"input": {...}, "expected": {...}}.')],
     predictions: Annotated[
-        Path, typer.Option(help="Where to write one prediction per row, in order.")
-    ],
+        Path | None, typer.Option(help="Where to write one prediction per row, in order.")
+    ] = None,
     all_scores: Annotated[
-        bool, typer.Option(help="Lower thresholds to zero, so that curves can be drawn.")
+        bool, typer.Option(help="Lower the thresholds of the written predictions to zero.")
     ] = False,
+    base: Annotated[
+        bool, typer.Option("--base", help="Compare with the bare backbone, scored the same way.")
+    ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Compare with another version: a folder, the digest of one that was served, or "
+            "another skill's name.",
+            metavar="DIR_OR_VERSION",
+        ),
+    ] = None,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Compare with cheap baselines; needs --train-data.")
+    ] = False,
+    train_data: Annotated[
+        Path | None, typer.Option(help="JSONL rows that the baselines may learn from.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for evaluation.json and the pictures.")
+    ] = None,
+    resamples: Annotated[
+        int, typer.Option(help="Resamples of the intervals; 0 leaves them out.", min=0)
+    ] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
     skills: Skills = None,
     set_: Set = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Run a skill over rows and write its outputs, one JSON object per row."""
-    from agentkit.kit import Kit
-    from agentkit.training.rows import rows_from_jsonl
+    """Measure a skill on labelled rows, with intervals, beside what it should be better than.
 
-    try:
-        rows = rows_from_jsonl(data)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError("cannot read it", where=str(data)) from error
-    if not rows:
-        raise InputError("no rows", where=str(data))
-    if not predictions.absolute().parent.is_dir():
+    Rows without `expected` are answered, not measured. Exits with 1 if a floor of skill.yaml is
+    missed or every row failed, with 3 if some rows failed.
+    """
+    from agentkit.evaluation.evaluate import evaluate as measure
+    from agentkit.evaluation.evaluate import text_reader
+    from agentkit.evaluation.scoring import scorable
+    from agentkit.kit import Kit
+
+    rows = _rows(data)
+    learnt = _rows(train_data) if train_data is not None else []
+    if baseline and not learnt:
+        raise InputError("a baseline learns from rows", hint="give them with --train-data")
+    if predictions is not None and not predictions.absolute().parent.is_dir():
         raise InputError("no such folder", where=str(predictions.parent), hint="make it first")
-    failed = 0
-    with Kit(settings_from(set_), skills=skills or ()) as kit:
+    with ExitStack() as open_, Kit(settings_from(set_), skills=skills or ()) as kit:
         if skill not in kit.skills:
             raise InputError(
                 f"there is no skill {skill!r}", hint=f"installed: {', '.join(kit.skills)}"
             )
-        runner = kit.runner()
-        fresh = predictions.with_name(predictions.name + ".part")
-        calls = [
-            StepCall(
-                step=skill,
-                instruction="",
-                skill=skill,
-                input=row.input if isinstance(row.input, dict) else {"input": row.input},
-                all_scores=all_scores,
+        chosen = kit.skills[skill]
+        if predictions is None and not any(scorable(chosen.manifest, r.expected) for r in rows):
+            raise InputError(
+                "no row says what is right",
+                where=str(data),
+                hint='give rows an "expected", or ask for --predictions',
             )
-            for row in rows
-        ]
-        with fresh.open("w", encoding="utf-8") as out, _progress() as progress:
-            task = progress.add_task(skill, total=len(calls))
-            for batch in _batches(calls):
-                for result in runner.run(batch):
-                    failed += isinstance(result, Exception)
-                    out.write(json.dumps(_prediction(result), ensure_ascii=False) + "\n")
-                progress.advance(task, len(batch))
-        fresh.replace(predictions)
-    say(f"{len(rows)} rows, {failed} failed -> {predictions}")
+        compared = _predictors(kit, open_, chosen, base, against, learnt if baseline else [])
+        writer = open_.enter_context(_InOrder(predictions)) if predictions else None
+
+        failed = 0
+
+        def took(at: int, prediction: Prediction) -> None:
+            nonlocal failed
+            failed += prediction.error is not None
+            if writer is not None:
+                writer.put(at, _as_json(prediction, all_scores))
+
+        with _progress() as progress:
+            task = progress.add_task(skill, total=len(rows))
+            evaluation = measure(
+                chosen.manifest,
+                rows,
+                compared,
+                text_of=text_reader(chosen.manifest, lambda digest: kit.documents.get(digest).text),
+                on_prediction=took,
+                on_progress=lambda count: progress.advance(task, count),
+                resamples=resamples,
+                seed=seed,
+            )
+        backbone = {"name": kit.settings.backbone, "fingerprint": kit.engine.fingerprint}
+    if predictions is not None:
+        say(f"{len(rows)} rows, {failed} failed -> {predictions}")
+    floors = evaluation.floors(chosen.manifest) if evaluation else []
+    if evaluation is not None:
+        record = {
+            "skill": chosen.name,
+            "digest": chosen.digest,
+            "backbone": backbone,
+            "data": {"file": data.name, "sha256": sha256(data.read_bytes()).hexdigest()},
+            **evaluation.to_json(),
+            "floors": [asdict(floor) | {"met": floor.met} for floor in floors],
+        }
+        _report(evaluation, record, out, as_json)
+    missed = [floor for floor in floors if not floor.met]
+    for floor in missed:
+        say(str(floor), label="floor missed", style="red")
+    if missed or failed == len(rows):
+        raise typer.Exit(FAILED)
     if failed:
-        raise typer.Exit(1 if failed == len(rows) else 3)
+        raise typer.Exit(SOME_FAILED)
 
 
-def _prediction(result: StepResult | Exception) -> Json:
-    if isinstance(result, Exception):
-        return {"output": None, "error": str(result)}
-    return {"output": result.output}
+# ---------------------------------------------------------------- what is compared
 
 
-def _batches(calls: Sequence[StepCall]) -> Iterator[list[StepCall]]:
-    """Calls over the same document stay together as long as they stand together."""
-    for start in range(0, len(calls), _TOGETHER):
-        yield list(calls[start : start + _TOGETHER])
+def _predictors(
+    kit: Kit,
+    open_: ExitStack,
+    skill: Skill,
+    base: bool,
+    against: str | None,
+    learnt: Sequence[Row],
+) -> dict[str, Predictor]:
+    from agentkit.evaluation.baselines import baselines
+    from agentkit.evaluation.serving import BareEngine, SkillPredictor
+
+    def served(one: Skill, engine: Engine | None = None) -> SkillPredictor:
+        return SkillPredictor(
+            one,
+            engine=engine or kit.engine,
+            encoder=kit.encoder,
+            documents=kit.documents,
+            settings=kit.settings,
+        )
+
+    cheap = baselines(skill.manifest, learnt) if learnt else {}
+    other = _other_version(kit, skill, against) if against is not None else None
+    predictors: dict[str, Predictor] = {skill.name: served(skill)}
+    if base:
+        predictors["base"] = served(skill, open_.enter_context(BareEngine.open(kit.settings)))
+    if other is not None:
+        predictors["against"] = served(other)
+    return predictors | cheap
+
+
+def _other_version(kit: Kit, skill: Skill, given: str) -> Skill:
+    """The skill in a folder, in the store by the beginning of its digest, or another by name."""
+    from agentkit.skill.folder import is_skill_folder, load_skill
+
+    if is_skill_folder(Path(given)):
+        try:
+            return kit.store.admit(load_skill(Path(given), name=skill.name))
+        except SkillError:
+            return kit.store.admit(load_skill(Path(given)))
+    if given in kit.skills:
+        return kit.skills[given]
+    found = sorted(kit.store.directory.glob(f"{given}*")) if given.isalnum() else []
+    if len(found) == 1:
+        return kit.store.get(found[0].name, skill.name)
+    raise InputError(
+        f"{len(found)} versions begin with it" if found else "no such version",
+        where=f"--against {given}",
+        hint="give a skill folder, the digest of a version that was served, or a skill's name",
+    )
+
+
+# ---------------------------------------------------------------- what is said
+
+
+def _report(evaluation: Evaluation, record: Json, out: Path | None, as_json: bool) -> None:
+    if out is not None:
+        _write(out, evaluation, record)
+    if as_json:
+        print_json(record)
+        return
+    print_table(*evaluation.table())
+    if labels := evaluation.skill.details.get("labels", {}):
+        typer.echo()
+        columns = list(next(iter(labels.values())))
+        print_table(
+            ["label", *columns],
+            [
+                [name, *("" if one[column] is None else str(one[column]) for column in columns)]
+                for name, one in labels.items()
+            ],
+        )
+    say(f"{evaluation.rows} rows over {evaluation.documents} documents measured")
+
+
+def _write(out: Path, evaluation: Evaluation, record: Json) -> None:
+    from agentkit.evaluation.pictures import draw_all
+
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    (out / "evaluation.json").write_text(text, encoding="utf-8")
+    say(f"-> {out / 'evaluation.json'}")
+    try:
+        for path in draw_all(out, evaluation):
+            say(f"-> {path}")
+    except MissingExtraError as error:
+        say(str(error), label="no pictures", style="yellow")
+
+
+# ---------------------------------------------------------------- rows in, predictions out
+
+
+def _rows(path: Path) -> list[Row]:
+    from agentkit.training.rows import rows_from_jsonl
+
+    rows = rows_from_jsonl(path)
+    if not rows:
+        raise InputError("no rows", where=str(path))
+    return rows
+
+
+def _as_json(prediction: Prediction, all_scores: bool) -> Json:
+    if prediction.error is not None:
+        return {"output": None, "error": prediction.error}
+    return {"output": prediction.scores if all_scores else prediction.output}
+
+
+class _InOrder:
+    """Stateful: a JSONL file that appears whole, and whose lines may come in any order.
+
+    A line that comes early waits in memory until those before it are written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._part = path.with_name(path.name + ".part")
+        self._early: dict[int, str] = {}
+        self._next = 0
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> _InOrder:
+        self._file = self._part.open("w", encoding="utf-8")
+        return self
+
+    def put(self, at: int, value: Json) -> None:
+        """Write the value as line `at`, as soon as all lines before it are there."""
+        self._early[at] = json.dumps(value, ensure_ascii=False)
+        while self._file is not None and self._next in self._early:
+            self._file.write(self._early.pop(self._next) + "\n")
+            self._next += 1
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+        if kind is None:
+            self._part.replace(self._path)
+        else:
+            self._part.unlink(missing_ok=True)
 
 
 def _progress() -> Progress:

@@ -9,7 +9,6 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,6 +28,7 @@ from agentkit.workflow.inputs import prepare
 from agentkit.workflow.program import validate
 from agentkit.workflow.run import Event, RunOutcome, start
 from agentkit.workflow.spec import WorkflowSpec
+from agentkit.workflow.store import new_run_id
 
 SOME_FAILED = 3
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -47,25 +47,34 @@ class Job:
         self._kit = kit
         self._spec = spec
         self._folder = folder
+        self._bound: dict[tuple[tuple[str, str], ...], CompiledWorkflow] = {}
 
-    @cached_property
-    def _compiled(self) -> CompiledWorkflow:
-        with stderr.status("loading the backbone"):
-            return self._kit.compile(self._spec, folder=self._folder)
+    def _compiled(self, digests: Mapping[str, str]) -> CompiledWorkflow:
+        """The workflow bound to those versions of its skills; bound once to each set of them."""
+        key = tuple(digests.items())
+        if key not in self._bound:
+            with stderr.status("loading the backbone"):
+                self._bound[key] = self._kit.compile(
+                    self._spec, folder=self._folder, digests=digests
+                )
+        return self._bound[key]
 
     def one(self, inputs: Mapping[str, Json], out: Path | None) -> tuple[Json, Mapping[str, Path]]:
         """Run once; returns the report's JSON (the outputs, if there is no document) and the files
         written into `out`. Raises what the run raised."""
         readers = self._kit.readers(self._folder)
         prepared = prepare(self._spec, inputs, self._kit.documents, readers)
-        skills = {name: skill.digest for name, skill in self._kit.skills.items()}
-        compiled = self._compiled
+        run_id = new_run_id()
+        serving = self._kit.serve(run_id, prepared)
+        compiled = self._compiled(serving.digests)
         with _Display(self._spec) as display, _interruptible(self._kit):
             outcome = start(
                 compiled,
                 prepared,
                 store=self._kit.runs,
-                skills=skills,
+                run_id=run_id,
+                skills=serving.digests,
+                versions=serving.versions,
                 backbone=self._kit.engine.fingerprint,
                 on_event=display.show,
             )
@@ -74,7 +83,7 @@ class Job:
         if outcome.status == "waiting":
             say(f"run {outcome.id} waits for a person: agentkit runs show {outcome.id}")
             return {"run": outcome.id, "waiting": list(outcome.waiting)}, {}
-        return self._report(outcome, out)
+        return self._report(outcome, compiled, out)
 
     def many(self, rows: Sequence[tuple[str, Mapping[str, Json]]], out: Path) -> int:
         """Run for every row, one folder per id; one that fails does not stop the others."""
@@ -94,7 +103,9 @@ class Job:
             return 1 if failed == len(rows) else SOME_FAILED
         return 0
 
-    def _report(self, outcome: RunOutcome, out: Path | None) -> tuple[Json, Mapping[str, Path]]:
+    def _report(
+        self, outcome: RunOutcome, compiled: CompiledWorkflow, out: Path | None
+    ) -> tuple[Json, Mapping[str, Path]]:
         record = self._kit.runs.show(outcome.id)
         reference = next(
             (v for v in record.inputs.values() if isinstance(v, Mapping) and _REFERENCE in v), None
@@ -103,9 +114,7 @@ class Job:
             value = {"run": outcome.id, "outputs": dict(outcome.outputs)}
             return value, {} if out is None else {"outputs.json": _write_outputs(value, out)}
         document = self._kit.documents.get(str(reference[_REFERENCE]))
-        report = build_report(
-            outcome.outputs, document, run_of(outcome, record, self._compiled.program)
-        )
+        report = build_report(outcome.outputs, document, run_of(outcome, record, compiled.program))
         files: Mapping[str, Path] = {}
         if out is not None:
             files = write_report(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from agentkit.cli import merge, release
 from agentkit.cli.options import AsJson, Set, Skills, settings_from
 from agentkit.cli.output import print_json, print_table, say
 from agentkit.errors import InputError, SkillError
 
 app = typer.Typer(help="Installed skills and skill folders.", no_args_is_help=True)
+app.command()(merge.merge)
 
 
 @app.command("ls")
@@ -82,15 +84,27 @@ def check(
     load: Annotated[
         bool, typer.Option(help="Also load the adapter onto the backbone and try it.")
     ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail if a skill collides with an installed one.")
+    ] = False,
+    skills: Skills = None,
     set_: Set = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Check skill folders: names, schemas, adapter files, and with --load the adapter at work."""
+    """Check skill folders: names, schemas, adapter files, and with --load the adapter at work.
+
+    Says too with which installed skills each competes for requests, by how much, and which
+    utterances and earlier routes would be decided differently with it.
+    """
     from agentkit.adapters.weights import check_adapter
+    from agentkit.cli import collisions
     from agentkit.kit import Kit
     from agentkit.skill.folder import load_skill
 
     bad = 0
-    with Kit(settings_from(set_)) as kit:
+    checked: list[dict[str, Any]] = []
+    with Kit(settings_from(set_), skills=skills or ()) as kit:
+        competition = collisions.Competition(kit, needed=strict)
         for folder in folders:
             try:
                 skill = load_skill(folder)
@@ -100,9 +114,33 @@ def check(
             except SkillError as error:
                 bad += 1
                 say(str(error), label="bad", style="red")
+                checked.append({"folder": str(folder), "error": str(error)})
                 continue
             for warning in skill.warnings:
                 say(f"{folder}: {warning}", label="warning", style="yellow")
-            typer.echo(f"{folder}: {skill.name} is sound, digest {skill.digest[:12]}")
+            found = competition.of(skill)
+            if as_json:
+                checked.append(
+                    {
+                        "folder": str(folder),
+                        "skill": skill.name,
+                        "digest": skill.digest,
+                        "warnings": list(skill.warnings),
+                        "collisions": None if found is None else found.to_json(),
+                        "error": None,
+                    }
+                )
+            else:
+                typer.echo(f"{folder}: {skill.name} is sound, digest {skill.digest[:12]}")
+                if found is not None:
+                    collisions.show(found)
+            if strict and found is not None and found.collides:
+                bad += 1
+                say(f"{folder}: {skill.name} collides", label="bad", style="red")
+    if as_json:
+        print_json(checked)
     if bad:
         raise typer.Exit(SkillError.exit_code)
+
+
+release.register(app)

@@ -1,4 +1,4 @@
-"""`agentkit run`, `validate` and `graph`."""
+"""`agentkit run`, `validate`, `graph` and `eval-workflow`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from agentkit.cli.options import AsJson, Set, Skills, pair, settings_from
 from agentkit.cli.output import print_json, say
+from agentkit.cli.workflow_evaluation import Data
 from agentkit.errors import InputError
 
 _Workflow = Annotated[Path, typer.Argument(help="A workflow file, or a shipped workflow's name.")]
@@ -18,6 +19,7 @@ def register(app: typer.Typer) -> None:
     app.command()(run)
     app.command()(validate)
     app.command()(graph)
+    app.command("eval-workflow")(evaluate)
 
 
 def run(
@@ -91,6 +93,41 @@ def graph(
 
     spec = load_spec(_found(workflow))
     typer.echo(to_svg(spec) if svg and not mermaid else to_mermaid(spec))
+
+
+def evaluate(
+    workflow: _Workflow,
+    data: Data,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write predictions and charges, a line per row.")
+    ] = None,
+    without_context: Annotated[
+        bool,
+        typer.Option(
+            "--without-context/--skip-without-context",
+            help="Also run each row without context, to see what the context is worth.",
+        ),
+    ] = True,
+    resamples: Annotated[
+        int, typer.Option(help="Resamples of the intervals; 0 leaves them out.", min=0)
+    ] = 1000,
+    skills: Skills = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a workflow on rows that say what is right, and charge each error.
+
+    An output or step output that is wrong as routed and right when every step is done by the skill
+    that the row names is the router's error; else, if it is right when steps are shown exactly the
+    "spans" that the row gives, retrieval's; else the skill's.
+    """
+    from agentkit.cli import workflow_evaluation
+    from agentkit.workflow.spec import load_spec
+
+    path = _found(workflow)
+    workflow_evaluation.evaluate(
+        load_spec(path), path.parent, data, out, without_context, resamples, skills, set_, as_json
+    )
 
 
 def _found(workflow: Path) -> Path:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agentkit.errors import InputError
 from agentkit.routing.background import BACKGROUND
-from agentkit.routing.calibration import Array, Examples, Prediction, Router, fit
-from agentkit.routing.features import features
+from agentkit.routing.router import Examples, Prediction, Router, fit
+from agentkit.routing.views import TextView, stack, views_of
 from agentkit.types import Encoder, Query, Route
 
 __all__ = ["AMBIGUITY_MARGIN", "EXCERPT_CHARACTERS", "Controller", "SkillText"]
@@ -30,6 +31,8 @@ too little for a document to choose the skill. Chosen on the tuning half of the 
 @dataclass(frozen=True, slots=True, eq=False)
 class _State:
     router: Router
+    centre: NDArray[np.float32]
+    """The mean middle vector of requests of all sorts."""
     texts: tuple[tuple[str, ...], ...]
     """For each skill of the router, the text of each example."""
 
@@ -41,7 +44,8 @@ class Controller:
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self._state: _State | None = None
-        self._vectors: dict[str, Array] = {}
+        self._texts: dict[str, TextView] = {}
+        self._examples: dict[tuple[str, ...], Examples] = {}
 
     @property
     def skills(self) -> tuple[str, ...]:
@@ -51,26 +55,48 @@ class Controller:
 
     @property
     def threshold(self) -> float | None:
-        """The confidence that a route needs unless its query says otherwise; None before skills."""
+        """The confidence that a route needs unless its query says otherwise, over all skills; None
+        before skills."""
         state = self._state
         return None if state is None else state.router.threshold
 
-    def fit(self, skills: Mapping[str, SkillText]) -> None:
+    @property
+    def thresholds(self) -> Mapping[str, float]:
+        """The same for each skill, which is what a route is held against."""
+        state = self._state
+        if state is None:
+            return {}
+        values = [round(float(value), 4) for value in state.router.thresholds]
+        return dict(zip(state.router.names, values, strict=True))
+
+    def fit(self, skills: Mapping[str, SkillText], *, background: Sequence[str] = ()) -> None:
         """Route to exactly these skills from now on.
 
         Their order does not matter. Texts that were fitted before are not embedded again. A skill
         without utterances is found by its description (or else its name), with less confidence.
+        `background` are requests known to be for none of the skills; they help to tell what to
+        abstain on, beside the requests of all sorts that the controller brings itself.
         """
         if not skills:
-            self._state, self._vectors = None, {}
+            self._state, self._texts, self._examples = None, {}, {}
             return
         texts = {name: _example_texts(name, *skills[name]) for name in sorted(skills)}
-        vectors = self._embedded([*BACKGROUND, *(t for own in texts.values() for t in own)])
-        background, background_vectors = _examples(vectors, BACKGROUND)
-        examples = [Examples(name, *_examples(vectors, own)) for name, own in texts.items()]
-        router = fit(examples, background, background_vectors)
-        self._state = _State(router, tuple(texts[name] for name in router.names))
-        self._vectors = vectors
+        certain = tuple(text for text in dict.fromkeys(map(_clean, sorted(background))) if text)
+        others = (*certain, *(text for text in BACKGROUND if text not in set(certain)))
+        known = self._embedded([*others, *BACKGROUND, *(t for own in texts.values() for t in own)])
+        centre = np.stack([known[text].middle for text in BACKGROUND]).mean(axis=0)
+        examples = {
+            (name, *own): self._examples.get((name, *own))
+            or Examples.of(name, stack([known[text] for text in own], centre))
+            for name, own in texts.items()
+        }
+        router = fit(
+            list(examples.values()),
+            stack([known[text] for text in others], centre),
+            certain=len(certain),
+        )
+        self._state = _State(router, centre, tuple(texts[name] for name in router.names))
+        self._texts, self._examples = known, examples
 
     def route(self, query: Query) -> Route:
         """The route of one query. Raises InputError if its threshold is not within [0, 1]."""
@@ -86,18 +112,21 @@ class Controller:
         ]
 
     def explain(self, query: Query) -> dict[str, Any]:
-        """Why `route` answers as it does, as plain JSON: the route, its threshold and margin, and
-        for each candidate its score and the example nearest to the instruction."""
+        """Why `route` answers as it does, as plain JSON: the route, the best candidate's threshold,
+        the margin, the confidence that any candidate is for it (`belongs`), and for each candidate
+        its score and the example nearest to the instruction."""
         state = self._state
         prediction = self._predict(state, [query])[0]
         route = _decide(state, query, prediction)
         nearest: dict[str, Any] = {}
         if state is not None and prediction is not None:
+            own = stack(views_of(self._encoder, [_clean(query.instruction)]), state.centre)
             for name in route.scores:
                 k = state.router.names.index(name)
+                cosine, row = state.router.nearest(own, k)
                 nearest[name] = {
-                    "text": state.texts[k][int(prediction.nearest_row[0, k])],
-                    "cosine": round(float(prediction.nearest[0, k]), 6),
+                    "text": state.texts[k][int(row[0])],
+                    "cosine": round(float(cosine[0]), 6),
                 }
         return {
             "instruction": query.instruction,
@@ -105,9 +134,9 @@ class Controller:
             "score": route.score,
             "abstained": route.abstained,
             "reason": route.reason,
-            "threshold": _threshold(state, query),
+            "threshold": _threshold(state, query, next(iter(route.scores), None)),
             "margin": AMBIGUITY_MARGIN,
-            "near": None if state is None else round(state.router.near, 6),
+            "belongs": None if prediction is None else round(float(prediction.belongs[0]), 6),
             "scores": dict(route.scores),
             "nearest": nearest,
         }
@@ -123,41 +152,39 @@ class Controller:
         excerpts = [excerpt[:EXCERPT_CHARACTERS] for excerpt in excerpts]
         if state is None or not any(wanted):
             return [None] * len(queries)
-        vectors = _encode(self._encoder, [*wanted, *excerpts])
-        results: list[Prediction | None] = []
-        for query, text, excerpt in zip(queries, wanted, excerpts, strict=True):
-            columns = _columns(state, query)
-            if not text or not columns:
-                results.append(None)
-                continue
-            own = vectors[text]
-            mixed = own + EXCERPT_WEIGHT * vectors[excerpt] if excerpt else own
-            mixed = mixed / max(float(np.linalg.norm(mixed)), 1e-12)
-            row = features(mixed[None].astype(np.float32), [text])
-            results.append(state.router.predict(row, own[None], columns))
+        texts = [text for text in dict.fromkeys([*wanted, *excerpts]) if text]
+        views = dict(zip(texts, views_of(self._encoder, texts), strict=True))
+        results: list[Prediction | None] = [None] * len(queries)
+        together: dict[tuple[int, ...], list[int]] = {}
+        for place, query in enumerate(queries):
+            columns = tuple(_columns(state, query))
+            if wanted[place] and columns:
+                together.setdefault(columns, []).append(place)
+        for columns, places in together.items():
+            asked = [_mixed(views[wanted[k]], views.get(excerpts[k])) for k in places]
+            found = state.router.predict(stack(asked, state.centre), columns)
+            for row, place in enumerate(places):
+                one = slice(row, row + 1)
+                results[place] = Prediction(found.scores[one], found.belongs[one])
         return results
 
-    def _embedded(self, texts: Sequence[str]) -> dict[str, Array]:
-        known = self._vectors
+    def _embedded(self, texts: Sequence[str]) -> dict[str, TextView]:
+        known = self._texts
         missing = [text for text in dict.fromkeys(texts) if text not in known]
-        fresh = _encode(self._encoder, missing)
+        fresh = dict(zip(missing, views_of(self._encoder, missing), strict=True))
         return {text: known[text] if text in known else fresh[text] for text in texts}
 
 
-def _encode(encoder: Encoder, texts: Iterable[str]) -> dict[str, Array]:
-    unique = [text for text in dict.fromkeys(texts) if text]
-    if not unique:
-        return {}
-    return dict(zip(unique, encoder.encode(unique).astype(np.float64), strict=True))
-
-
-def _examples(vectors: Mapping[str, Array], texts: Sequence[str]) -> tuple[Array, Array]:
-    rows = np.stack([vectors[text] for text in texts])
-    return features(rows.astype(np.float32), texts), rows
+def _mixed(text: TextView, excerpt: TextView | None) -> TextView:
+    if excerpt is None:
+        return text
+    vector = text.vector + EXCERPT_WEIGHT * excerpt.vector
+    length = max(float(np.linalg.norm(vector)), 1e-12)
+    return replace(text, vector=(vector / length).astype(np.float32))
 
 
 def _example_texts(name: str, description: str, utterances: Sequence[str]) -> tuple[str, ...]:
-    head = _clean(description) or name.replace("-", " ")
+    head = _clean(description) or _clean(name.replace("-", " ").replace("_", " "))
     own = dict.fromkeys(_clean(utterance) for utterance in sorted(utterances))
     return (head, *(text for text in own if text))
 
@@ -173,10 +200,14 @@ def _columns(state: _State, query: Query) -> list[int]:
     ]
 
 
-def _threshold(state: _State | None, query: Query) -> float | None:
+def _threshold(state: _State | None, query: Query, skill: str | None) -> float | None:
     if query.threshold is not None:
         return query.threshold
-    return None if state is None else state.router.threshold
+    if state is None:
+        return None
+    if skill is None:
+        return state.router.threshold
+    return round(float(state.router.thresholds[state.router.names.index(skill)]), 4)
 
 
 def _decide(state: _State | None, query: Query, prediction: Prediction | None) -> Route:
@@ -193,8 +224,7 @@ def _decide(state: _State | None, query: Query, prediction: Prediction | None) -
     ranked = sorted(scored.items(), key=lambda item: (-item[1], item[0]))
     scores = dict(ranked)
     (best, score), second = ranked[0], ranked[1] if len(ranked) > 1 else None
-    threshold = state.router.threshold if query.threshold is None else query.threshold
-    k = names.index(best)
+    threshold = _threshold(state, query, best) or 0.0
     if second is not None and score - second[1] < AMBIGUITY_MARGIN:
         if score + second[1] >= threshold:
             reason = (
@@ -205,8 +235,7 @@ def _decide(state: _State | None, query: Query, prediction: Prediction | None) -
         return Route(None, score, True, _too_low(best, score, threshold), scores)
     if score < threshold:
         return Route(None, score, True, _too_low(best, score, threshold), scores)
-    nearest = state.texts[k][int(prediction.nearest_row[0, k])]
-    reason = f"{best} ({score:.2f}, at least {threshold:.2f} needed); nearest to: {nearest}"
+    reason = f"{best} ({score:.2f}, at least {threshold:.2f} needed)"
     return Route(best, score, False, reason, scores)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agentkit.errors import ModelError
 from agentkit.models import check_folder, fingerprint
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 _CONFIGS = ("modules.json", "sentence_bert_config.json", "config.json", "tokenizer.json")
+_DEPTH = 2 / 3
+"""How far up the middle layer is."""
 
 
 class SentenceEncoder:
@@ -43,6 +46,11 @@ class SentenceEncoder:
         self._lock = threading.Lock()
 
     @property
+    def folder(self) -> Path:
+        """Where the model lies."""
+        return self._folder
+
+    @property
     def dimension(self) -> int:
         with self._lock:
             return _width(self._loaded())
@@ -63,6 +71,11 @@ class SentenceEncoder:
     def encode(self, texts: Sequence[str]) -> Vectors:
         """`(len(texts), dimension)`, float32, rows of unit length. A text beyond the model's
         length limit (256 tokens for the embedded one) counts by its beginning."""
+        return self.encode_with_middle(texts)[0]
+
+    def encode_with_middle(self, texts: Sequence[str]) -> tuple[Vectors, NDArray[np.float32]]:
+        """What `encode` gives, and from the same pass the mean over each text's tokens of a layer
+        two thirds up the model, `(len(texts), width)`; `width` is 0 where a model has no layers."""
         keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
         with self._lock:
             model = self._loaded()
@@ -78,18 +91,20 @@ class SentenceEncoder:
             while len(self._vectors) > self._remembered:
                 self._vectors.popitem(last=False)
             width = _width(model)
-        rows = [known[key] for key in keys]
-        return np.stack(rows) if rows else np.zeros((0, width), np.float32)
+        rows = np.stack([known[key] for key in keys]) if keys else np.zeros((0, width), np.float32)
+        return np.ascontiguousarray(rows[:, :width]), np.ascontiguousarray(rows[:, width:])
 
     def _compute(self, model: SentenceTransformer, texts: list[str]) -> Vectors:
-        vectors: Vectors = model.encode(
+        """`(len(texts), dimension + width of the middle layer)`."""
+        rows: Vectors = model.encode(
             texts,
             batch_size=self._batch_size,
             convert_to_numpy=True,
-            normalize_embeddings=True,
             show_progress_bar=False,
         ).astype(np.float32)
-        return vectors
+        length = np.linalg.norm(rows[:, : _width(model)], axis=1, keepdims=True)
+        rows[:, : _width(model)] /= np.maximum(length, 1e-12)
+        return rows
 
     def _loaded(self) -> SentenceTransformer:
         if self._model is None:
@@ -109,7 +124,32 @@ class SentenceEncoder:
                     where=str(self._folder),
                     hint="it must be a sentence-transformers folder that this version reads",
                 ) from error
+            _show_middle(self._model)
         return self._model
+
+
+def _show_middle(model: SentenceTransformer) -> None:
+    """Have the model put its middle layer beside each sentence vector, as it leaves its last
+    module: so the order in which it takes texts up need not be known here."""
+    config = getattr(getattr(model[0], "model", None), "config", None)
+    if config is None:
+        return
+    config.output_hidden_states = True
+
+    def append(_module: Any, _given: Any, features: dict[str, Any]) -> dict[str, Any]:
+        layers = features.get("all_layer_embeddings")
+        if layers:
+            middle = layers[round((len(layers) - 1) * _DEPTH)]
+            mask = features["attention_mask"].unsqueeze(-1).to(middle.dtype)
+            mean = (middle * mask).sum(1) / mask.sum(1).clamp(min=1)
+            vector = features["sentence_embedding"]
+            both = vector.new_empty((len(vector), vector.shape[1] + mean.shape[1]))
+            both[:, : vector.shape[1]] = vector
+            both[:, vector.shape[1] :] = mean
+            features["sentence_embedding"] = both
+        return features
+
+    model[-1].register_forward_hook(append)
 
 
 def _width(model: SentenceTransformer) -> int:

@@ -18,6 +18,7 @@ from typing import BinaryIO
 from agentkit.errors import AdapterError, SkillError
 from agentkit.skill.manifest import MAX_NAME, NAME, ChoiceAnswer, Manifest, MarksAnswer
 from agentkit.skill.manifest_files import SKILL_MD, SKILL_YAML, bare_manifest, build_manifest
+from agentkit.skill.names import split_version
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -84,14 +85,6 @@ def check_name(name: str, where: str) -> None:
             where=where,
             hint="shorten the folder's name",
         )
-    base, at, version = name.partition("@")
-    if at and version.isdigit() and NAME.fullmatch(base):
-        raise SkillError(
-            f"{name!r}: versions of a skill side by side are not supported",
-            where=where,
-            hint=f"name the folder {base!r}, or give this version a name such as "
-            f"{base + '-v' + version!r}",
-        )
     if not NAME.fullmatch(name):
         shown = name if name.isprintable() else ascii(name)
         raise SkillError(f"{shown!r} cannot name a skill: {rule}", where=where)
@@ -111,7 +104,8 @@ def is_skill_folder(path: Path) -> bool:
 def load_skill(path: Path, *, name: str | None = None) -> Skill:
     """Read and check a skill folder.
 
-    `name` overrides the folder's own, for a copy that lies under another one.
+    A folder called `NAME@VERSION` holds a version of the skill `NAME`. `name` overrides the
+    folder's own, for a copy that lies under another one.
 
     Raises `SkillError` (with `file:line:column` where a text file is at fault) and `AdapterError`
     where the adapter is missing or only there as a pickle.
@@ -119,7 +113,8 @@ def load_skill(path: Path, *, name: str | None = None) -> Skill:
     folder = Path(os.path.abspath(path))  # noqa: PTH100 -- resolve() would change the name of a link
     if not folder.is_dir():
         raise SkillError("no such folder", where=str(path), hint="a skill is a folder")
-    name = folder.name if name is None else name
+    if name is None:
+        name, _ = split_version(folder.name, str(path))
     check_name(name, str(path))
     warnings = list(_look_over(folder))
     _require_adapter(folder)

@@ -14,6 +14,7 @@ from agentkit.errors import SkillError
 from agentkit.skill import manifest as _manifest
 from agentkit.skill.guarded_yaml import KeyPath, YamlSource, did_you_mean, parse_yaml
 from agentkit.skill.manifest import MAX_DESCRIPTION, Manifest
+from agentkit.skill.names import split_version
 from agentkit.skill.schema import check_schema
 
 SKILL_MD = "SKILL.md"
@@ -93,7 +94,8 @@ def read_manifest(folder: Path) -> tuple[Manifest, tuple[str, ...]]:
         skill_yaml = yaml_file.read_text(encoding="utf-8") if yaml_file.exists() else None
     except (OSError, UnicodeDecodeError) as cause:
         raise SkillError(f"cannot be read: {cause}", where=str(folder)) from cause
-    return build_manifest(folder, folder.resolve().name, skill_md, skill_yaml)
+    name, _ = split_version(folder.resolve().name, str(folder))
+    return build_manifest(folder, name, skill_md, skill_yaml)
 
 
 def bare_manifest(name: str, readme: str | None) -> tuple[Manifest, tuple[str, ...]]:
@@ -158,7 +160,7 @@ def _front_matter(
         raise SkillError(
             f"the name is {values['name']!r} but the folder is called {name!r}",
             where=source.where(("name",)),
-            hint="make them the same",
+            hint="make them the same; a version (NAME@2) belongs to the folder's name alone",
         )
     _at_most(source, "description", MAX_DESCRIPTION)
     for key in ("license", "compatibility"):

@@ -6,13 +6,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
 
 from agentkit.errors import AgentkitError, SkillError
 from agentkit.skill.folder import MAX_ENTRIES, Skill, check_name, is_skill_folder, load_skill
+from agentkit.skill.names import split_version, version_key
 from agentkit.skill.store import SkillStore
 
 Signature: TypeAlias = tuple[tuple[str, int, int, int, int, int], ...]
@@ -35,6 +36,11 @@ class Snapshot:
     """Folders that failed a check, with the reason."""
     notes: tuple[str, ...] = ()
     """What a user should know: a name given twice, an older version that goes on being served."""
+    versions: Mapping[str, Mapping[str, Skill]] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    """The skills of folders called `NAME@VERSION`, by name and version. None of them is served
+    until it is released (see `agentkit.skill.release`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,8 @@ class Registry:
     """Stateful: the current snapshot of some folders of skills. Safe to use from any thread.
 
     A folder of skills holds one skill folder per skill; a skill folder itself may be given too.
-    Where two hold the same name, the later wins.
+    Where two hold the same name, the later wins. A folder `NAME@VERSION` is another version of the
+    skill `NAME`.
 
     - A folder that fails a check is set aside with its reason, and the others go on.
     - If it was served before, what was served goes on, and a note says so.
@@ -196,7 +203,7 @@ class Registry:
         return _Entry(kept, skill)
 
     def _admit(self, path: Path, before: Skill | None) -> Skill:
-        check_name(path.name, str(path))
+        check_name(split_version(path.name, str(path))[0], str(path))
         if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
             raise SkillError(
                 "a link that leaves the folder of skills",
@@ -254,7 +261,7 @@ class Registry:
             old = self._snapshot
             note = f"reload failed, the skills served before go on: {error}"
             if note not in old.notes:
-                self._snapshot = Snapshot(old.skills, old.rejected, (*old.notes, note))
+                self._snapshot = replace(old, notes=(*old.notes, note))
             return False
 
 
@@ -310,31 +317,49 @@ def _signature(folder: Path) -> Signature:
 
 
 def _merge(entries: Mapping[Path, _Entry]) -> Snapshot:
-    skills: dict[str, Skill] = {}
+    found: dict[str, Skill] = {}
     sources: dict[str, Path] = {}
     rejected: dict[Path, str] = {}
     notes: list[str] = []
     for path, entry in entries.items():
+        label = path.name  # NAME, or NAME@VERSION
         if entry.reason is not None:
             rejected[path] = entry.reason
         if entry.skill is None:
-            if entry.reason is not None and path.name in skills:
-                notes.append(
-                    f"{path.name}: {path} is set aside, {sources[path.name]} is used instead"
-                )
+            if entry.reason is not None and label in found:
+                notes.append(f"{label}: {path} is set aside, {sources[label]} is used instead")
             continue
-        name = entry.skill.name
-        if name in skills:
-            notes.append(f"{name}: {path} is used instead of {sources[name]}")
-        skills[name] = entry.skill
-        sources[name] = path
+        if label in found:
+            notes.append(f"{label}: {path} is used instead of {sources[label]}")
+        found[label] = entry.skill
+        sources[label] = path
         if entry.reason is not None:
             notes.append(
-                f"{name}: {path} is set aside; the version {entry.skill.digest[:12]} "
+                f"{label}: {path} is set aside; the version {entry.skill.digest[:12]} "
                 "that was served before goes on"
             )
+    skills: dict[str, Skill] = {}
+    versions: dict[str, dict[str, Skill]] = {}
+    for label, skill in found.items():
+        _, version = split_version(label, str(sources[label]))
+        if version is None:
+            skills[skill.name] = skill
+        else:
+            versions.setdefault(skill.name, {})[version] = skill
+    notes += [
+        f"{name}: there is no folder {name!r} beside its versions, so nothing serves it until one "
+        "of them is promoted"
+        for name in versions
+        if name not in skills
+    ]
     return Snapshot(
         MappingProxyType(dict(sorted(skills.items()))),
         MappingProxyType(rejected),
         tuple(notes),
+        MappingProxyType(
+            {
+                name: MappingProxyType({v: own[v] for v in sorted(own, key=version_key)})
+                for name, own in sorted(versions.items())
+            }
+        ),
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError, nodes
@@ -24,6 +24,7 @@ from agentkit.types import Json
 from agentkit.workflow.functions import FILTERS, FUNCTIONS, TESTS, text_of
 from agentkit.workflow.limits import TEXT_LIMIT, checked_join, metered, plain
 from agentkit.workflow.sandbox import ALLOWED, ConcatAsFilter, SandboxedItems
+from agentkit.workflow.uses import Uses, uses_of
 
 LENGTH_LIMIT = 4_000
 """Characters of one expression; a text around expressions may be longer."""
@@ -52,10 +53,15 @@ class References:
     names: frozenset[str] = frozenset()
     inputs: frozenset[str] = frozenset()
     steps: frozenset[str] = frozenset()
+    uses: Uses = field(default_factory=Uses)
+    """What is taken of the steps' outputs."""
 
     def __or__(self, other: References) -> References:
         return References(
-            self.names | other.names, self.inputs | other.inputs, self.steps | other.steps
+            self.names | other.names,
+            self.inputs | other.inputs,
+            self.steps | other.steps,
+            Uses(self.uses.whole | other.uses.whole, self.uses.fields | other.uses.fields),
         )
 
 
@@ -270,7 +276,8 @@ def _check(root: nodes.Expr, text: str, where: str | None) -> References:
         if getattr(node, "dyn_args", None) or getattr(node, "dyn_kwargs", None):
             _refuse("* and ** arguments are not accepted", text, where)
         pending.extend((child, node, depth + 1) for child in node.iter_child_nodes())
-    return References(frozenset(names), frozenset(inputs), frozenset(steps))
+    uses = uses_of(root) if steps else Uses()
+    return References(frozenset(names), frozenset(inputs), frozenset(steps), uses)
 
 
 def _is_called(node: nodes.Node, parent: nodes.Node | None) -> bool:

@@ -4,8 +4,8 @@ known to be wrong before a run is found here, with its place."""
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from agentkit.errors import WorkflowError
@@ -40,6 +40,13 @@ class StepProgram:
     index: Expression | None
     """Of the step's context: path of the index, and query."""
     query: Expression | None
+    fields: frozenset[str] | None = None
+    """The fields of its output that outputs and other steps take, where they take nothing else."""
+
+    def expressions(self) -> Iterator[Expression]:
+        """All that is evaluated for it."""
+        parts = (self.when, self.for_each, self.instruction, self.input, self.set, self.index)
+        yield from (part for part in (*parts, self.query) if part is not None)
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,13 @@ class Program:
         if spec.report is not None:
             report = compile_value(dict(spec.report), where=_locator(spec.source, ("report",)))
             _check_references(spec, report, _EVERYWHERE)
+        tops = [outputs] if report is None else [outputs, report]
+        used = [one for step in programs.values() for one in step.expressions()] + tops
+        whole = frozenset[str]().union(*(one.references.uses.whole for one in used))
+        taken = frozenset[tuple[str, str]]().union(*(one.references.uses.fields for one in used))
+        for name in {step for step, _ in taken} - whole:
+            fields = frozenset(field for step, field in taken if step == name)
+            programs[name] = replace(programs[name], fields=fields)
         return cls(spec, _ordered(spec, programs), outputs, report)
 
     def edges(self) -> list[tuple[str, str]]:
@@ -142,7 +156,11 @@ def _compile_step(
     if step.set is not None:
         computed = keep(compile_value(dict(step.set), where=at("set")), within)
     if step.context is not None:
-        index = keep(compile_text(step.context.index, where=at("context", "index")()), within)
+        sources = step.context.index
+        if isinstance(sources, str):
+            index = keep(compile_text(sources, where=at("context", "index")()), within)
+        else:
+            index = keep(compile_value(list(sources), where=at("context", "index")), within)
         if step.context.query is not None:
             query = keep(compile_text(step.context.query, where=at("context", "query")()), within)
 

@@ -18,13 +18,13 @@ from agentkit.errors import (
     RouteError,
     RunError,
 )
-from agentkit.types import Document, Json, StepResult
+from agentkit.types import Document, Json, Query, StepResult
 
 DOCUMENT = "$document"
 
 Record: TypeAlias = dict[str, Any]
-"""output, route, skill, digest, citations, usage, seconds, error; in a for_each also item and
-index."""
+"""output, route, query, skill, digest, citations, usage, seconds, error; in a for_each also item
+and index."""
 
 
 def document_reference(document: Document) -> dict[str, str]:
@@ -47,6 +47,7 @@ def record_of(result: StepResult) -> Record:
             "reason": result.route.reason,
             "scores": {name: float(score) for name, score in result.route.scores.items()},
         },
+        "query": None if result.query is None else _query_of(result.query),
         "skill": result.skill,
         "digest": result.digest,
         "citations": [
@@ -67,11 +68,22 @@ def record_of(result: StepResult) -> Record:
     }
 
 
+def _query_of(query: Query) -> dict[str, Json]:
+    """What the controller saw, so that its decision can be judged, and made again, later."""
+    return {
+        "instruction": query.instruction,
+        "excerpt": query.excerpt,
+        "candidates": None if query.candidates is None else list(query.candidates),
+        "threshold": query.threshold,
+    }
+
+
 def bare_record(output: Json = None, *, error: str | None = None) -> Record:
     """The record of a result that no skill gave."""
     return {
         "output": output,
         "route": None,
+        "query": None,
         "skill": None,
         "digest": None,
         "citations": [],

@@ -7,6 +7,7 @@ anything twice.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -93,15 +94,23 @@ def start(
     run_id: str | None = None,
     skills: Mapping[str, str] | None = None,
     backbone: str = "",
+    versions: Mapping[str, str] | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> RunOutcome:
     """Run a workflow. A failed step gives an outcome with `status="failed"` and its `error`.
 
-    `skills` (name to digest) and `backbone` are kept with the run. Without a store the run is kept
+    `skills` (name to digest), `versions` (of those from a folder with a version) and `backbone` are
+    kept with the run. Without a store the run is kept
     in memory. Raises `InputError` for wrong inputs, before a run begins.
     """
     progress = stream(
-        compiled, inputs, store=store, run_id=run_id, skills=skills, backbone=backbone
+        compiled,
+        inputs,
+        store=store,
+        run_id=run_id,
+        skills=skills,
+        backbone=backbone,
+        versions=versions,
     )
     return _drain(progress, on_event)
 
@@ -114,6 +123,7 @@ def stream(
     run_id: str | None = None,
     skills: Mapping[str, str] | None = None,
     backbone: str = "",
+    versions: Mapping[str, str] | None = None,
 ) -> Progress:
     """Like `start`, as a generator of events; its return value is the outcome.
 
@@ -129,6 +139,7 @@ def stream(
         skills=skills or {},
         backbone=backbone,
         run_id=run_id,
+        versions=versions,
     )
     return _drive(compiled, store, run_id, _first_state(store, run_id))
 
@@ -231,10 +242,6 @@ def _drive(compiled: CompiledWorkflow, store: RunStore, run_id: str, entry: Any)
                 outcome = _outcome(graph, store, run_id)
         except AgentkitError as error:
             outcome = _failed(store, run_id, error)
-        except Exception as error:
-            store.finish(run_id, "failed", f"{type(error).__name__}: {error}")
-            settled = True
-            raise
         text = None if outcome.error is None else _named(outcome.error)
         store.finish(run_id, outcome.status, text)
         settled = True
@@ -245,7 +252,11 @@ def _drive(compiled: CompiledWorkflow, store: RunStore, run_id: str, entry: Any)
         return outcome
     finally:
         if not settled:
-            store.finish(run_id, "interrupted")
+            cause = sys.exception()
+            if isinstance(cause, Exception):
+                store.finish(run_id, "failed", f"{type(cause).__name__}: {cause}")
+            else:  # its consumer stopped, or the process is asked to
+                store.finish(run_id, "interrupted")
 
 
 def _named(error: AgentkitError) -> str:

@@ -19,7 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from agentkit.errors import WorkflowError
+from agentkit.errors import InputError, WorkflowError
+from agentkit.retrieval.filters import check_filters
 from agentkit.skill.manifest import MAX_NAME
 from agentkit.skill.manifest import NAME as SKILL_NAME
 from agentkit.types import Json
@@ -53,6 +54,14 @@ def _skill_name(name: str) -> str:
     return name
 
 
+def _filters(given: dict[str, Json]) -> dict[str, Json]:
+    try:
+        check_filters(given)
+    except InputError as error:
+        raise ValueError(str(error)) from error
+    return given
+
+
 Identifier = Annotated[str, AfterValidator(_identifier)]
 StepId = Annotated[str, AfterValidator(_step_id)]
 SkillName = Annotated[str, AfterValidator(_skill_name)]
@@ -80,12 +89,15 @@ class InputSpec(_Frozen):
 class StepContext(_Frozen):
     """What a step is to be shown beside its own input."""
 
-    index: Text = "document"
+    index: Text | Annotated[list[Text], Field(min_length=1, max_length=16)] = "document"
+    """`document`, a standing index by name or path, or a list of them: templates."""
     query: Text | None = None
     """Template of the query."""
     top_k: int | None = Field(default=None, ge=1, le=1000)
     budget: int | None = Field(default=None, ge=32)
     mode: Literal["auto", "whole", "windows", "excerpts", "none"] = "auto"
+    filters: Annotated[dict[str, JsonValue], AfterValidator(_filters)] = Field(default_factory=dict)
+    """Which chunks may be found: `document`, `source`, `page`, `heading`."""
 
 
 class RetrySpec(_Frozen):

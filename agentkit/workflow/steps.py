@@ -20,6 +20,8 @@ from agentkit.workflow.records import (
 )
 
 MAX_ITEMS = 10_000
+CHOSEN_BY_A_PERSON = "skill chosen by a person"
+"""The reason of a route that abstained and was decided by somebody."""
 
 Emit = Callable[[Mapping[str, Json]], None]
 Names = Mapping[str, Json]
@@ -79,12 +81,14 @@ def call_of(step: StepProgram, work: Work, index: int) -> StepCall:
     spec = step.spec
     context = None
     if spec.context is not None and step.index is not None:
+        sources = step.index.evaluate(names)
         context = ContextSpec(
-            index=str(step.index.evaluate(names)),
+            index=tuple(map(str, sources)) if isinstance(sources, list) else str(sources),
             query=None if step.query is None else str(step.query.evaluate(names)),
             top_k=spec.context.top_k,
             budget=spec.context.budget,
             mode=spec.context.mode,
+            filters=spec.context.filters,
         )
     return StepCall(
         step=step.id,
@@ -95,6 +99,7 @@ def call_of(step: StepProgram, work: Work, index: int) -> StepCall:
         on_uncertain=spec.on_uncertain,
         threshold=spec.threshold,
         item=work.key(index),
+        fields=None if step.fields is None else tuple(sorted(step.fields)),
     )
 
 
@@ -182,6 +187,7 @@ def decide(
         index = calls[place].item or 0
         chosen = replace(result, route=_by_a_person(result, records[index]), needs_human=False)
         record = work.mark(record_of(chosen), index)
+        record["query"] = records[index].get("query")
         decided[index] = recorder.add(step.id, work.key(index), record)
         emit(_item_done(step, work, index, decided[index]))
     return decided
@@ -190,7 +196,7 @@ def decide(
 def _by_a_person(result: StepResult, asked: Record) -> Route:
     scores: dict[str, float] = dict(asked["route"]["scores"])
     score = scores.get(result.skill or "", 0.0)
-    return Route(result.skill, score, False, "skill chosen by a person", scores)
+    return Route(result.skill, score, False, CHOSEN_BY_A_PERSON, scores)
 
 
 @runtime_checkable

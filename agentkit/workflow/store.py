@@ -49,6 +49,12 @@ CREATE TABLE IF NOT EXISTS step_results (
     finished TEXT NOT NULL,
     PRIMARY KEY (run, step, item)
 );
+CREATE TABLE IF NOT EXISTS run_versions (
+    run TEXT NOT NULL REFERENCES runs(id),
+    skill TEXT NOT NULL,
+    version TEXT NOT NULL,
+    PRIMARY KEY (run, skill)
+)
 """
 _WHOLE_STEP = -1
 
@@ -116,8 +122,10 @@ class RunStore:
         skills: Mapping[str, str],
         backbone: str,
         run_id: str | None = None,
+        versions: Mapping[str, str] | None = None,
     ) -> str:
-        """Begin a run and return its id. Raises `InputError` if the id is taken or malformed."""
+        """Begin a run and return its id. `versions` names those of `skills` that come from a folder
+        with a version. Raises `InputError` if the id is taken or malformed."""
         run_id = run_id or new_run_id()
         if not _RUN_ID.fullmatch(run_id):
             raise InputError(
@@ -141,6 +149,10 @@ class RunStore:
                     "INSERT INTO runs (id, workflow, spec, spec_digest, status, started, inputs,"
                     " skills, backbone, owner) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     row,
+                )
+                connection.executemany(
+                    "INSERT INTO run_versions (run, skill, version) VALUES (?, ?, ?)",
+                    [(run_id, *pair) for pair in (versions or {}).items()],
                 )
         except _TakenError as error:
             raise InputError(
@@ -186,7 +198,8 @@ class RunStore:
                 " ORDER BY rowid",
                 (run_id,),
             ).fetchall()
-        return self._record(row, results)
+            versions = self._versions(connection, run_id)
+        return self._record(row, results, versions)
 
     def list(self, limit: int = 50) -> tuple[RunRecord, ...]:
         """The latest runs, newest first, without their steps."""
@@ -194,7 +207,8 @@ class RunStore:
             rows = connection.execute(
                 "SELECT * FROM runs ORDER BY started DESC, id DESC LIMIT ?", (limit,)
             ).fetchall()
-        return tuple(self._record(row, ()) for row in rows)
+            versions = {row["id"]: self._versions(connection, row["id"]) for row in rows}
+        return tuple(self._record(row, (), versions[row["id"]]) for row in rows)
 
     def spec(self, run_id: str) -> tuple[str, str]:
         """A run's workflow: YAML, and the digest of what it says."""
@@ -242,14 +256,12 @@ class RunStore:
             self._connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
             try:
                 yield self._connection
+                self._connection.execute("COMMIT")
             except sqlite3.IntegrityError as error:
-                self._connection.execute("ROLLBACK")
                 raise _TakenError(str(error)) from error
-            except BaseException:
+            finally:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
 
     def _row(self, connection: sqlite3.Connection, run_id: str) -> sqlite3.Row:
         row: sqlite3.Row | None = connection.execute(
@@ -261,7 +273,16 @@ class RunStore:
             )
         return row
 
-    def _record(self, row: sqlite3.Row, results: Sequence[sqlite3.Row]) -> RunRecord:
+    @staticmethod
+    def _versions(connection: sqlite3.Connection, run_id: str) -> dict[str, str]:
+        rows = connection.execute(
+            "SELECT skill, version FROM run_versions WHERE run = ? ORDER BY skill", (run_id,)
+        ).fetchall()
+        return {row["skill"]: row["version"] for row in rows}
+
+    def _record(
+        self, row: sqlite3.Row, results: Sequence[sqlite3.Row], versions: Mapping[str, str]
+    ) -> RunRecord:
         return RunRecord(
             id=row["id"],
             workflow=row["workflow"],
@@ -281,6 +302,7 @@ class RunStore:
                 for result in results
             ),
             error=row["error"],
+            versions=versions,
         )
 
     def _json(self, text: str) -> Any:

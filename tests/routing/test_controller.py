@@ -205,7 +205,7 @@ def test_explain_names_the_nearest_example_of_each_candidate(controller: Control
     assert why["nearest"]["clause-finder"]["text"] == "Find the clauses in this contract"
     assert why["nearest"]["clause-finder"]["cosine"] == pytest.approx(1.0, abs=1e-5)
     assert set(why["nearest"]) == {"clause-finder", "rule-checker"}
-    assert why["threshold"] == controller.threshold
+    assert why["threshold"] == controller.thresholds[next(iter(route.scores))]
 
 
 def test_a_route_while_another_thread_fits_sees_one_set_of_skills(

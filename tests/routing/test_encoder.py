@@ -99,3 +99,13 @@ def test_it_loads_without_asking_for_the_network(folder: Path) -> None:
         check=False,
     )
     assert done.stdout.strip() == "(1, 384)", done.stderr
+
+
+def test_the_middle_layer_comes_from_the_same_pass_and_leaves_the_vectors_alone(
+    encoder: SentenceEncoder,
+) -> None:
+    texts = ["a contract on the sale of pears", "rain", "a contract"]
+    vectors, middle = encoder.encode_with_middle(texts)
+    np.testing.assert_array_equal(vectors, encoder.encode(texts))
+    assert middle.shape == (3, encoder.dimension)
+    np.testing.assert_allclose(middle[2], encoder.encode_with_middle([texts[2]])[1][0], atol=1e-4)

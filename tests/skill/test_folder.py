@@ -49,7 +49,7 @@ def test_a_whole_folder_becomes_a_skill(tmp_path, write_skill):
         ("base", "reserved"),
         ("human", "reserved"),
         ("fail", "reserved"),
-        ("clause-finder@2", "versions"),
+        ("clause-finder@2", "lowercase"),
     ],
 )
 def test_a_name_that_breaks_the_rule_is_refused_with_the_reason(name, reason):

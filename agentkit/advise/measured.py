@@ -1,0 +1,77 @@
+"""Figures that trainings and benchmarks left in JSON files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agentkit.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A figure that a training or a benchmark left, and the file that it stands in."""
+
+    source: str
+    what: str
+    value: str
+
+
+def measured(paths: Iterable[Path], method: str) -> list[Measured]:
+    """Figures of trainings by this method, and those of benchmarks that name it.
+
+    A path is a file or a folder that is searched for `metrics.json` and benchmarks' JSON; files of
+    another form are passed over. Raises `InputError` for a path that is not there.
+    """
+    found: list[Measured] = []
+    for path in paths:
+        if not path.exists():
+            raise InputError("no such file or folder", where=str(path))
+        for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
+            try:
+                record = json.loads(file.read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+                continue
+            if isinstance(record, dict):
+                found += _of_benchmark(record, file, method)
+                found += _of_training(record, file, method)
+    return found
+
+
+def _of_benchmark(record: Mapping[str, Any], file: Path, method: str) -> list[Measured]:
+    name, metrics = record.get("benchmark"), record.get("metrics")
+    if not isinstance(name, str) or not isinstance(metrics, list):
+        return []
+    return [
+        Measured(str(file), f"{name}: {one['name']}", f"{one['value']:g} {one.get('unit', '')}")
+        for one in metrics
+        if isinstance(one, dict)
+        and isinstance(one.get("value"), int | float)
+        and method in str(one.get("name", "")).lower().replace("-", " ").replace("_", " ").split()
+    ]
+
+
+def _of_training(record: Mapping[str, Any], file: Path, method: str) -> list[Measured]:
+    training, tuning = record.get("training"), record.get("tuning")
+    if not isinstance(training, dict) or not isinstance(tuning, dict):
+        return []
+    if training.get("method") != method or not isinstance(tuning.get("trained"), dict):
+        return []
+    rows = sum(int(source.get("train_rows", 0)) for source in record.get("data", ()))
+    what = (
+        f"{file.parent.name}: {method}, layers {training.get('layers')}, rank "
+        f"{training.get('rank')}, {rows:,} rows"
+    )
+    before = tuning.get("untrained") or {}
+    figures = [
+        f"{name} {value} (untrained {before.get(name, '-')})"
+        for name, value in tuning["trained"].items()
+        if isinstance(value, float)
+    ]
+    cost = [f"{float(record['seconds']) / 60:.0f} min"] if "seconds" in record else []
+    if "peak_memory_bytes" in record:
+        cost.append(f"{float(record['peak_memory_bytes']) / 1e9:.1f} GB")
+    return [Measured(str(file), what, ", ".join([*figures, *cost]))]

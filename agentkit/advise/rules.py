@@ -1,0 +1,245 @@
+"""From a situation to a way of training: rules in a table, each with its reason.
+
+For every setting the first rule that holds decides; the last one always does. What a rule says is
+a starting point for a measurement, not the end of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from agentkit.advise.situation import Situation
+from agentkit.types import Json
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """One setting of `train.yaml` (or, with a dot, of `skill.yaml`) and why."""
+
+    setting: str
+    value: Json
+    reason: str
+
+
+Holds: TypeAlias = Callable[[Situation], bool]
+Value: TypeAlias = Callable[[Situation], Json]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """When a setting gets a value; None leaves the setting out."""
+
+    setting: str
+    holds: Holds
+    value: Value
+    reason: str
+
+
+def _always(_: Situation) -> bool:
+    return True
+
+
+def _upper_third(s: Situation) -> str:
+    return f"{s.layers - s.layers // 3}-{s.layers - 1}"
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "method",
+        lambda s: s.deployment == "vllm",
+        lambda s: "lora",
+        "vLLM loads a LoRA folder as it is; it serves no prefix and no task head",
+    ),
+    Rule(
+        "method",
+        lambda s: s.tasks >= 1000,
+        lambda s: "prefix",
+        "a prefix is the smallest adapter, a few hundred kilobytes for a small backbone; with so "
+        "many tasks that outweighs that it shares no reading of a document",
+    ),
+    Rule(
+        "method",
+        lambda s: s.answer != "marks" and s.tasks >= 4 and s.document_tokens >= 1000,
+        lambda s: "alora",
+        "it acts from the question on, so the bare backbone's reading of a long document serves "
+        "every one of the tasks; marks are read off the document and need an adapter that reads it",
+    ),
+    Rule(
+        "method",
+        _always,
+        lambda s: "lora",
+        "the best understood method; any layers may be adapted, and it serves everywhere",
+    ),
+    Rule(
+        "layers",
+        lambda s: s.deployment == "vllm" and s.gpu and s.rows >= 5000,
+        lambda s: "all",
+        "there are rows and compute for it, and vLLM computes every layer for every skill anyway",
+    ),
+    Rule(
+        "layers",
+        lambda s: s.gpu and s.rows >= 5000 and s.updates in ("rarely", "monthly"),
+        lambda s: "all",
+        "with this many rows, seldom trained on, all layers have something to learn from",
+    ),
+    Rule(
+        "layers",
+        lambda s: s.rows >= 1000 and s.updates in ("rarely", "monthly"),
+        lambda s: "auto",
+        "there are rows enough to measure which layers matter; those below the chosen ones are "
+        "computed once",
+    ),
+    Rule(
+        "layers",
+        _always,
+        _upper_third,
+        "the upper third: the states below are computed once and every epoch trains on the rest "
+        "alone, and few rows teach few layers",
+    ),
+    Rule(
+        "rank",
+        lambda s: s.rows < 200,
+        lambda s: 4,
+        "fewer than 200 rows: a larger adapter learns them by heart",
+    ),
+    Rule("rank", lambda s: s.rows < 1000, lambda s: 8, "fewer than 1,000 rows"),
+    Rule(
+        "rank",
+        lambda s: s.rows < 20_000 or s.tasks >= 100,
+        lambda s: 16,
+        "enough for most tasks; a larger one costs memory with every skill",
+    ),
+    Rule("rank", _always, lambda s: 32, "20,000 rows and more can fill it"),
+    Rule(
+        "epochs",
+        lambda s: s.rows < 500,
+        lambda s: 6,
+        "few rows must be seen often; watch the tuning figures",
+    ),
+    Rule("epochs", lambda s: s.rows < 3000, lambda s: 3, "the usual number for such a set"),
+    Rule("epochs", lambda s: s.rows < 20_000, lambda s: 2, "later epochs add little"),
+    Rule("epochs", _always, lambda s: 1, "one pass over so many rows"),
+    Rule(
+        "packs_per_step",
+        lambda s: s.rows < 20_000,
+        lambda s: 1,
+        "more, smaller steps: on small sets they learn more in the same time",
+    ),
+    Rule("packs_per_step", _always, lambda s: 4, "steadier gradients where rows abound"),
+    Rule(
+        "pack_tokens",
+        lambda s: s.memory < max(4.0, 8 * s.weights),
+        lambda s: 1024,
+        "activations grow with it, and memory is short",
+    ),
+    Rule(
+        "pack_tokens",
+        lambda s: s.memory < max(12.0, 16 * s.weights) or s.document_tokens < 1000,
+        lambda s: 2048,
+        "a usual document and its questions fit",
+    ),
+    Rule(
+        "pack_tokens",
+        _always,
+        lambda s: 3072,
+        "long documents are read whole, as they will be served",
+    ),
+    Rule(
+        "start_from",
+        lambda s: s.rows < 500 and s.tasks >= 3,
+        lambda s: "../general",
+        "few rows of many tasks: train one general adapter on all of them first, and begin each "
+        "skill with it",
+    ),
+    Rule("start_from", _always, lambda s: None, ""),
+    Rule(
+        "search",
+        lambda s: s.gpu and s.rows >= 1000 and s.updates in ("rarely", "monthly"),
+        lambda s: {"minutes": 60},
+        "trials are cheap on a GPU, and what they find is kept until the next training",
+    ),
+    Rule("search", _always, lambda s: None, ""),
+    Rule(
+        "data.tuning",
+        lambda s: (s.documents or s.rows) < 50,
+        lambda s: 0.3,
+        "with few documents a smaller share could not choose a threshold",
+    ),
+    Rule("data.tuning", lambda s: s.rows < 1000, lambda s: 0.2, "a tenth would be noise"),
+    Rule("data.tuning", _always, lambda s: 0.1, "enough to choose thresholds and watch progress"),
+    Rule(
+        "answer.scoring",
+        lambda s: s.answer != "choice",
+        lambda s: None,
+        "",
+    ),
+    Rule(
+        "answer.scoring",
+        lambda s: s.deployment == "vllm",
+        lambda s: "likelihood",
+        "a task head is served by agentkit alone",
+    ),
+    Rule(
+        "answer.scoring",
+        lambda s: s.rows < 200,
+        lambda s: "likelihood",
+        "a head begins with nothing and wants more rows; the words' likelihood begins with what "
+        "the backbone knows",
+    ),
+    Rule(
+        "answer.scoring",
+        _always,
+        lambda s: "head",
+        "one reading gives every answer with a calibrated score, and the evidence",
+    ),
+    Rule(
+        "backbone",
+        lambda s: s.memory < 3 * s.weights + 0.5,
+        lambda s: "nf4 or int8, with gradient checkpointing",
+        "in bfloat16 weights and activations would not fit the memory",
+    ),
+    Rule(
+        "backbone",
+        lambda s: s.memory < 6 * s.weights + 1,
+        lambda s: "bfloat16, with gradient checkpointing",
+        "activations are computed again instead of kept",
+    ),
+    Rule("backbone", _always, lambda s: "bfloat16", "it fits, and nothing is lost by rounding"),
+    Rule(
+        "rows",
+        lambda s: s.rows < 200,
+        lambda s: "label more rows first",
+        "with fewer than 200 the next rows usually gain more than any setting",
+    ),
+    Rule("rows", _always, lambda s: None, ""),
+    Rule(
+        "retraining",
+        lambda s: s.updates in ("weekly", "daily"),
+        lambda s: "train on a schedule, install what passes its floors",
+        "one adapter per task is retrained without touching the others; a served folder is "
+        "replaced while runs go on",
+    ),
+    Rule("retraining", _always, lambda s: None, ""),
+)
+
+
+def advise(situation: Situation) -> list[Advice]:
+    """What the rules say, a setting each, in the table's order. Raises `InputError`."""
+    situation.check()
+    decided: dict[str, Advice | None] = {}
+    for rule in RULES:
+        if rule.setting not in decided and rule.holds(situation):
+            value = rule.value(situation)
+            decided[rule.setting] = (
+                None if value is None else Advice(rule.setting, value, rule.reason)
+            )
+    return [advice for advice in decided.values() if advice is not None]
+
+
+def train_settings(advice: Iterable[Advice]) -> dict[str, Json]:
+    """The part of the advice that stands in `train.yaml` word for word."""
+    known = ("method", "layers", "rank", "epochs", "packs_per_step", "pack_tokens")
+    settings = {one.setting: one.value for one in advice if one.setting in known}
+    return settings | {"alpha": 2 * int(settings["rank"])}

@@ -1,0 +1,1 @@
+"""What a skill gets right on labelled rows: predictions, exact metrics, intervals, pictures."""

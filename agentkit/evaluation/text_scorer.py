@@ -1,0 +1,123 @@
+"""Measures of a skill that writes its output: labels among it, and free text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from agentkit.evaluation import classes, texts
+from agentkit.evaluation.resampling import Floats, Values, Weights
+from agentkit.evaluation.scoring import Prediction, words_of
+from agentkit.types import Json
+
+
+class TextScorer:
+    """Stateful: per row, which labels are right and how like the texts are.
+
+    A field whose schema lists its values is a label (`accuracy`, `macro_f1`), one that is another
+    string is text: `rouge_l` (mean), and `supported`, the share of the numbers, names and dates of
+    all written texts that stand in their input. With several fields of a sort the figures bear
+    their names (`accuracy.grade`). Other fields are not measured.
+    """
+
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        parts = schema.get("properties") or {"": schema}
+        self._labels = {name: _values(part) for name, part in parts.items() if _values(part)}
+        self._texts = [
+            name
+            for name, part in parts.items()
+            if name not in self._labels and part.get("type") == "string"
+        ]
+        self._gold: dict[str, list[int]] = {name: [] for name in self._labels}
+        self._said: dict[str, list[int]] = {name: [] for name in self._labels}
+        self._rouge: dict[str, list[float]] = {name: [] for name in self._texts}
+        self._facts: dict[str, list[tuple[int, int]]] = {name: [] for name in self._texts}
+        """Per row how many facts the text gives, and how many of them are in the input."""
+
+    def add(self, input: Json, expected: Json, prediction: Prediction) -> None:
+        given = words_of(input)
+        for name, values in self._labels.items():
+            gold, said = _part(expected, name), _part(prediction.output, name)
+            # A row that does not say what is right has no class, and counts nowhere.
+            self._gold[name].append(values.index(gold) if gold in values else -1)
+            self._said[name].append(values.index(said) if said in values else -1)
+        for name in self._texts:
+            gold, said = _part(expected, name), _part(prediction.output, name)
+            written = said if isinstance(said, str) else ""
+            known = isinstance(gold, str)
+            self._rouge[name].append(texts.rouge_l(gold, written) if known else np.nan)
+            total = len(texts.facts(written))
+            self._facts[name].append((total, total - len(texts.unsupported(written, given))))
+
+    def figures(self, weights: Weights) -> Values:
+        figures: dict[str, float | None] = {}
+        for name in self._labels:
+            counts = self._confusion(name, weights)
+            figures[self._called("accuracy", name, self._labels)] = classes.accuracy(counts)
+            figures[self._called("macro_f1", name, self._labels)] = classes.macro_f1(counts)
+        for name in self._texts:
+            rouge = np.array(self._rouge[name])
+            known = weights * ~np.isnan(rouge)
+            total = known.sum()
+            figures[self._called("rouge_l", name, self._texts)] = (
+                float((known * np.nan_to_num(rouge)).sum() / total) if total else None
+            )
+            facts = weights @ np.array(self._facts[name], dtype=np.float64).reshape(-1, 2)
+            figures[self._called("supported", name, self._texts)] = (
+                float(facts[1] / facts[0]) if facts[0] else None
+            )
+        return figures
+
+    def _confusion(self, name: str, weights: Weights) -> Floats:
+        gold = np.array(self._gold[name], dtype=np.int64)
+        said = np.array(self._said[name], dtype=np.int64)
+        known = gold >= 0
+        return classes.confusion(
+            gold[known], said[known], len(self._labels[name]), np.asarray(weights)[known]
+        )
+
+    @staticmethod
+    def _called(figure: str, name: str, among: Any) -> str:
+        return figure if len(among) == 1 else f"{figure}.{name}"
+
+    def details(self) -> dict[str, Json]:
+        labels: dict[str, Json] = {}
+        matrices: dict[str, Json] = {}
+        for name, values in self._labels.items():
+            counts = self._confusion(name, np.ones(len(self._gold[name])))
+            each = classes.per_class(counts)
+            for at, value in enumerate(values):
+                called = str(value) if len(self._labels) == 1 else f"{name}={value}"
+                labels[called] = {
+                    "precision": round(float(each.precision[at]), 4),
+                    "recall": round(float(each.recall[at]), 4),
+                    "f1": round(float(each.f1[at]), 4),
+                    "rows": int(each.support[at]),
+                }
+            matrices[name] = {
+                "labels": [str(value) for value in values],
+                "rows": counts.astype(int).tolist(),
+            }
+        details: dict[str, Json] = {"labels": labels} if labels else {}
+        if len(matrices) == 1:
+            details["confusion"] = next(iter(matrices.values()))
+        elif matrices:
+            details["confusions"] = matrices
+        return details
+
+
+def _values(schema: Json) -> list[Json]:
+    """The values that a schema lists; none for another."""
+    if not isinstance(schema, Mapping):
+        return []
+    if schema.get("type") == "boolean":
+        return [True, False]
+    return list(schema.get("enum", ()))
+
+
+def _part(value: Json, name: str) -> Json:
+    if not name:
+        return value
+    return value.get(name) if isinstance(value, Mapping) else None

@@ -1,0 +1,155 @@
+"""`agentkit eval` as a user calls it: figures, comparisons, floors, files and exit codes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.weights
+
+Call = Callable[..., tuple[int, str, str]]
+ROWS = [
+    {"input": {"text": f"day {n // 2}, sky {n}"}, "expected": {"weather": ("rain", "sun")[n % 2]}}
+    for n in range(8)
+]
+
+
+def rows_file(name: str, rows: Sequence[dict[str, Any]]) -> Path:
+    path = Path(name)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def evaluated(call: Call, options: Sequence[object], *more: object) -> tuple[int, Any, str]:
+    code, out, err = call(["eval", *more, "--json", *options])
+    return code, json.loads(out) if out else None, err
+
+
+def test_a_skill_is_measured_beside_base_another_version_and_the_prior(
+    call: Call, full: list[str], skills: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    data = rows_file("rows.jsonl", ROWS)
+    older = tmp_path / "older"
+    shutil.copytree(skills / "weather-teller", older)
+    out_dir = tmp_path / "out"
+    code, record, err = evaluated(
+        call,
+        full,
+        *("weather-teller", "--data", data, "--base", "--against", older, "--out", out_dir),
+        *("--baseline", "--train-data", data, "--resamples", 50, "--predictions", "p.jsonl"),
+    )
+    assert code == 0
+    assert (record["rows"], record["documents"], record["failed"]) == (8, 8, 0)
+    predictions = [json.loads(line) for line in Path("p.jsonl").read_text("utf-8").splitlines()]
+    right = [
+        one["output"]["weather"] == row["expected"]["weather"]
+        for one, row in zip(predictions, ROWS, strict=True)
+    ]
+    assert record["metrics"]["accuracy"]["value"] == sum(right) / 8
+    compared = record["compared"]
+    assert list(compared) == ["base", "against", "prior", "tf-idf"]
+    # The same skill in another folder answers the same; the prior knows every row's answer.
+    assert compared["against"]["metrics"] == record["metrics"]
+    assert compared["against"]["differences"]["accuracy"] == {"value": 0, "low": 0, "high": 0}
+    assert compared["prior"]["metrics"]["accuracy"]["value"] == 1.0
+    assert {path.name for path in out_dir.iterdir()} == {
+        "confusion.svg",
+        "evaluation.json",
+        "reliability.svg",
+    }
+    assert json.loads((out_dir / "evaluation.json").read_text("utf-8")) == record
+    assert "8 rows, 0 failed -> p.jsonl" in err
+
+
+def test_a_table_is_printed_without_json(call: Call, full: list[str]) -> None:
+    data = rows_file("rows.jsonl", ROWS)
+    code, out, _ = call(["eval", "weather-teller", "--data", data, "--resamples", 20, *full])
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert code == 0
+    assert lines[0] == ["metric", "value", "95% interval"]
+    assert [line[0] for line in lines[1:5]] == ["accuracy", "macro_f1", "ece", "brier"]
+    assert [line[0] for line in lines[6:]] == ["label", "rain", "sun"]
+
+
+def test_a_missed_floor_is_named_and_exits_with_1(
+    call: Call, full: list[str], skills: Path, tmp_path: Path
+) -> None:
+    strict = tmp_path / "strict" / "weather-teller"
+    shutil.copytree(skills / "weather-teller", strict)
+    manifest = json.loads((strict / "skill.yaml").read_text("utf-8"))
+    manifest["metrics"] = {"accuracy": {"floor": 1.01}, "macro_f1": {"floor": 0.0}}
+    (strict / "skill.yaml").write_text(json.dumps(manifest), encoding="utf-8")
+    data = rows_file("rows.jsonl", ROWS)
+    options = [*full, "--skills", strict.parent]
+    code, record, err = evaluated(call, options, "weather-teller", "--data", data)
+    assert code == 1
+    assert [floor["met"] for floor in record["floors"]] == [False, True]
+    assert "floor missed accuracy is " in err
+    assert "macro_f1" not in err
+
+
+def test_predictions_are_in_the_order_of_the_rows_whatever_document_they_are_over(
+    call: Call, full: list[str], agreement_text: str
+) -> None:
+    texts = [agreement_text, agreement_text.replace("Norway", "Sweden")]
+    rows = [{"input": {"document": texts[n % 2]}} for n in range(4)]
+    data = rows_file("rows.jsonl", rows)
+    given = ["place-marker", "--data", data, "--predictions", "p.jsonl"]
+    code, out, _ = call(["eval", *given, *full])
+    assert (code, out) == (0, "")
+    found = [json.loads(line) for line in Path("p.jsonl").read_text("utf-8").splitlines()]
+    assert found[0] == found[2] != found[1] == found[3]
+    assert not Path("p.jsonl.part").exists()
+
+
+def test_rows_that_fail_are_wrong_and_exit_with_3(call: Call, full: list[str]) -> None:
+    rows = [*ROWS, {"input": {"text": 7}, "expected": {"weather": "sun"}}]
+    data = rows_file("rows.jsonl", rows)
+    code, record, _ = evaluated(call, full, "weather-teller", "--data", data)
+    assert code == 3
+    assert (record["rows"], record["failed"]) == (9, 1)
+    assert sum(row[-1] for row in record["confusion"]["rows"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--baseline"], "give them with --train-data"),
+        (["--against", "nowhere"], "no such version"),
+        (["--predictions", "no/such/p.jsonl"], "no such folder"),
+        (["--data", "missing.jsonl"], "cannot read it"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_computed(
+    call: Call, full: list[str], more: list[str], message: str
+) -> None:
+    data = rows_file("rows.jsonl", ROWS)
+    code, out, err = call(["eval", "weather-teller", "--data", data, *more, *full])
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_rows_that_say_nothing_need_predictions(call: Call, full: list[str]) -> None:
+    data = rows_file("rows.jsonl", [{"input": {"text": "x"}}])
+    code, _, err = call(["eval", "weather-teller", "--data", data, *full])
+    assert code == 2
+    assert "no row says what is right" in err
+
+
+def test_a_version_that_was_served_is_found_by_its_digest(
+    call: Call, full: list[str], skills: Path
+) -> None:
+    data = rows_file("rows.jsonl", ROWS)
+    digest = json.loads(call(["skills", "show", "weather-teller", *full])[1])["digest"]
+    code, record, _ = evaluated(
+        call, full, "weather-teller", "--data", data, "--against", digest[:16], "--resamples", 0
+    )
+    assert code == 0
+    assert record["digest"] == digest
+    assert record["compared"]["against"]["metrics"] == record["metrics"]

@@ -1,0 +1,233 @@
+"""Rows through predictors: documents together, comparisons paired, floors kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentkit.errors import InputError
+from agentkit.evaluation.baselines import baselines
+from agentkit.evaluation.evaluate import batches, evaluate, text_reader
+from agentkit.evaluation.pictures import draw_all
+from agentkit.evaluation.scoring import Prediction
+from agentkit.skill.manifest import Manifest, MetricFloor, RetrievalDefaults
+from agentkit.training.rows import Row
+
+
+def row(document: str, rule: str, verdict: str | None) -> Row:
+    expected = None if verdict is None else {"verdict": verdict}
+    return Row({"document": document, "rule": rule}, expected, document)
+
+
+def always(verdict: str, score: float = 0.7):
+    def predict(rows: Sequence[Row]) -> list[Prediction]:
+        return [Prediction({"verdict": verdict, "score": score}) for _ in rows]
+
+    return predict
+
+
+def of_the_rule(rows: Sequence[Row]) -> list[Prediction]:
+    return [Prediction({"verdict": one.input["rule"], "score": 0.9}) for one in rows]
+
+
+ROWS = [
+    row(f"document {n}", rule, rule) for n in range(6) for rule in ("yes", "no", "silent")[: 1 + n]
+]
+
+
+def measured(manifest: Manifest, rows: Sequence[Row] = ROWS, **more):
+    predictors = {"mine": of_the_rule, "theirs": always("yes")}
+    found = evaluate(
+        manifest, rows, predictors, text_of=text_reader(manifest, str), resamples=200, **more
+    )
+    assert found is not None
+    return found
+
+
+def test_the_first_predictor_is_compared_with_the_others(choice_manifest: Manifest) -> None:
+    found = measured(choice_manifest)
+    assert (found.rows, found.documents) == (len(ROWS), 6)
+    assert found.skill.figures["accuracy"].value == 1.0
+    others = found.others["theirs"]
+    assert others.figures["accuracy"].value == pytest.approx(6 / len(ROWS))
+    less = others.differences["accuracy"]
+    assert less.value == pytest.approx(1 - 6 / len(ROWS))
+    assert 0 < less.low <= less.value <= less.high < 1
+    columns, lines = found.table()
+    assert columns == ["metric", "value", "95% interval", "theirs", "less theirs"]
+    assert lines[0][:2] == ["accuracy", "1.0000"]
+    assert json.loads(json.dumps(found.to_json()))["compared"]["theirs"]["failed"] == 0
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=90))
+def test_rows_of_one_document_are_asked_together_and_each_once(documents: list[str]) -> None:
+    manifest = Manifest.model_validate(
+        {"name": "toy", "description": "A toy.", "retrieval": {"document": "document"}}
+    )
+    rows = [row(document, "yes", "yes") for document in documents]
+    order = [at for batch in batches(rows, manifest) for at in batch]
+    assert sorted(order) == list(range(len(rows)))
+    seen = [documents[at] for at in order]
+    assert seen == [name for name in dict.fromkeys(documents) for _ in range(seen.count(name))]
+
+
+def test_rows_without_what_is_right_are_answered_by_the_skill_alone(
+    choice_manifest: Manifest,
+) -> None:
+    rows = [row("a", "yes", "yes"), row("a", "no", None), row("b", "no", "no")]
+    asked: list[int] = []
+    given: dict[int, Prediction] = {}
+
+    def theirs(some: Sequence[Row]) -> list[Prediction]:
+        asked.extend(rows.index(one) for one in some)
+        return always("no")(some)
+
+    found = evaluate(
+        choice_manifest,
+        rows,
+        {"mine": of_the_rule, "theirs": theirs},
+        text_of=text_reader(choice_manifest, str),
+        on_prediction=given.__setitem__,
+    )
+    assert found is not None
+    assert found.rows == 2
+    assert asked == [0, 2]
+    assert sorted(given) == [0, 1, 2]
+
+
+def test_without_any_such_row_there_is_no_evaluation(choice_manifest: Manifest) -> None:
+    rows = [row("a", "yes", None)]
+    text_of = text_reader(choice_manifest, str)
+    assert evaluate(choice_manifest, rows, {"mine": of_the_rule}, text_of=text_of) is None
+
+
+def test_a_row_that_expects_the_impossible_is_named(choice_manifest: Manifest) -> None:
+    with pytest.raises(InputError, match="row 2, expected: verdict is 'maybe'"):
+        measured(choice_manifest, [row("a", "yes", "yes"), row("b", "no", "maybe")])
+
+
+def test_floors_are_met_or_missed_for_a_label_too_and_are_ceilings_for_errors(
+    choice_manifest: Manifest,
+) -> None:
+    floors = {
+        "accuracy": MetricFloor(floor=1.0),
+        "f1.silent": MetricFloor(floor=0.5),
+        "brier": MetricFloor(floor=0.5),
+        "ece": MetricFloor(floor=0.05),
+        "macro_f1": MetricFloor(),
+    }
+    found = measured(choice_manifest)
+    reached = found.floors(choice_manifest.model_copy(update={"metrics": floors}))
+    assert {floor.metric: floor.met for floor in reached} == {
+        "accuracy": True,
+        "f1.silent": True,
+        "brier": True,
+        "ece": False,
+    }
+    assert str(reached[0]) == "accuracy is 1.0000, promised is at least 1"
+    assert str(reached[-1]) == "ece is 0.1000, promised is at most 0.05"
+    unknown = choice_manifest.model_copy(update={"metrics": {"speed": MetricFloor(floor=1.0)}})
+    with pytest.raises(InputError, match=r"there is no metric 'speed'.*measured are: accuracy"):
+        found.floors(unknown)
+
+
+def test_the_text_of_a_document_stands_in_the_input_or_in_the_store(
+    marks_manifest: Manifest,
+) -> None:
+    text_of = text_reader(marks_manifest, {"abc": "stored"}.__getitem__)
+    assert text_of({"document": "inline"}) == "inline"
+    assert text_of({"document": {"$document": "abc"}}) == "stored"
+    with pytest.raises(InputError, match="the row has no document"):
+        text_of({"text": "x"})
+
+
+# ---------------------------------------------------------------- baselines
+
+
+def test_the_prior_answers_each_question_with_its_most_frequent_label(
+    choice_manifest: Manifest,
+) -> None:
+    learnt = [row(f"d{n}", "q", "no" if n < 3 else "yes") for n in range(4)]
+    learnt += [row(f"d{n}", "r", "yes") for n in range(4)]
+    prior = baselines(choice_manifest, learnt)["prior"]
+    found = prior([row("new", "q", None), row("new", "r", None), row("new", "unknown", None)])
+    assert [one.output for one in found] == [
+        {"verdict": "no", "score": 0.75},
+        {"verdict": "yes", "score": 1.0},
+        {"verdict": "yes", "score": 0.625},
+    ]
+
+
+def test_the_nearest_row_gives_its_text_and_the_nearest_few_vote_on_labels(
+    text_manifest: Manifest,
+) -> None:
+    def learnt(text: str, grade: str, said: str) -> Row:
+        return Row({"text": text}, {"grade": grade, "said": said}, text)
+
+    rows = [learnt("cats sleep all day", "bad", "Cats sleep.")]
+    rows += [learnt(f"cats sleep {n} hours", "good", f"They sleep {n}.") for n in range(8)]
+    nearest = baselines(text_manifest, rows)["tf-idf"]
+    asked = Row({"text": "cats sleep all day long"}, None, "x")
+    found = nearest([asked])[0].output
+    assert (found["grade"], found["said"]) == ("good", "Cats sleep.")
+
+
+def test_a_choice_without_a_document_has_neighbours_too_with_their_votes_as_its_score(
+    choice_manifest: Manifest,
+) -> None:
+    plain = choice_manifest.model_copy(update={"retrieval": RetrievalDefaults()})
+    learnt = [row("", f"may I park here {n}", "no" if n < 5 else "yes") for n in range(7)]
+    found = baselines(plain, learnt)
+    assert list(found) == ["prior", "tf-idf"]
+    answer = found["tf-idf"]([row("", "can I park", None)])[0].output
+    assert answer == {"verdict": "no", "score": pytest.approx(5 / 7)}
+
+
+def test_a_baseline_needs_rows_that_say_what_is_right(
+    choice_manifest: Manifest, marks_manifest: Manifest
+) -> None:
+    with pytest.raises(InputError, match="no row says what is right"):
+        baselines(choice_manifest, [row("a", "q", None)])
+    with pytest.raises(InputError, match="no cheap baseline"):
+        baselines(marks_manifest, [row("a", "q", "yes")])
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def test_pictures_are_the_same_for_the_same_values(
+    choice_manifest: Manifest, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        folder.mkdir()
+        drawn = draw_all(folder, measured(choice_manifest))
+        assert [path.name for path in drawn] == ["confusion.svg", "reliability.svg"]
+    for path in one.iterdir():
+        assert path.read_bytes() == (other / path.name).read_bytes()
+        assert ElementTree.parse(path).getroot().tag.endswith("svg")
+
+
+def test_marks_have_a_picture_of_precision_and_recall(
+    marks_manifest: Manifest, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    mark = {"category": "duty", "quote": "Pay.", "start": 0, "end": 4, "score": 0.9}
+    rows = [Row({"document": "Pay."}, {"clauses": [mark]}, "a")]
+
+    def predict(some: Sequence[Row]) -> list[Prediction]:
+        return [Prediction({"clauses": [mark]}) for _ in some]
+
+    found = evaluate(
+        marks_manifest, rows, {"mine": predict}, text_of=text_reader(marks_manifest, str)
+    )
+    assert found is not None
+    assert [path.name for path in draw_all(tmp_path, found)] == ["precision_recall.svg"]
+    assert "recall" in (tmp_path / "precision_recall.svg").read_text("utf-8")
