@@ -10,7 +10,7 @@ from agentkit.retrieval.chunking import chunk_id
 from agentkit.retrieval.retriever import Retriever
 from agentkit.retrieval.selection import said
 from agentkit.settings import Settings
-from agentkit.skill.manifest import Manifest
+from agentkit.skill.manifest import Manifest, MarksAnswer
 from agentkit.types import Citation, ContextSpec, Document, Json, PromptSpan
 
 EXCERPT_CHARS = 400
@@ -55,8 +55,13 @@ class ContextBuilder:
         if mode == "auto":
             mode = "whole" if sum(lengths) <= window else "excerpts"
         if mode == "windows":
-            shown = windows(spans, lengths, window)
-            return shown or [()], tuple(_whole(document, piece) for piece in shown)
+            pieces = windows(spans, lengths, window) or [()]
+            read = tuple(_whole(document, piece) for piece in pieces if piece)
+            if isinstance(manifest.answer, MarksAnswer):
+                return pieces, read  # what else were shown would be labelled as the document's
+            standing = self._standing(spec, query, top_k, budget)
+            extra = _spans_of(standing)
+            return [renumber([*piece, *extra]) for piece in pieces], (*read, *standing)
         if mode == "whole":
             standing = self._standing(spec, query, top_k, budget)
             chosen = spans

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,9 +25,9 @@ def backbone_folder() -> Path:
     return models.resolve(settings.backbone, settings, "backbone")
 
 
-def exact_backbone(folder: Path, threads: int | None = None) -> Backbone:
-    """In float32, with the process's threads set."""
-    return load_backbone(folder, dtype="float32", threads=threads or os.cpu_count())
+def exact_backbone(folder: Path) -> Backbone:
+    """In float32; both sides have torch's own number of threads."""
+    return load_backbone(folder, dtype="float32")
 
 
 def random_skills(

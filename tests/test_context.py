@@ -14,7 +14,7 @@ from agentkit.retrieval.loaders import document_from_text
 from agentkit.retrieval.retriever import Retriever
 from agentkit.retrieval.store import FileDocumentStore
 from agentkit.settings import Settings
-from agentkit.skill.manifest import RetrievalDefaults
+from agentkit.skill.manifest import GenerateAnswer, RetrievalDefaults
 from agentkit.testing import FakeEncoder
 from agentkit.types import ContextSpec
 from agentkit.workflow.spec import parse_spec, to_yaml
@@ -55,6 +55,7 @@ def show(retriever: Retriever, tiny_tokenizer, tmp_path: Path):
         name="reader",
         retrieval=RetrievalDefaults(query=QUERY),
         prompt=SimpleNamespace(question=""),
+        answer=GenerateAnswer(),
     )
 
     def of(**context):
@@ -73,6 +74,13 @@ def test_the_document_and_several_collections_are_shown_together(show, collectio
     assert any(source.startswith("precedents") for source in sources)
     assert used <= 120
     assert [span.number for span in spans] == list(range(1, len(citations) + 1))
+
+
+def test_windows_of_the_document_are_shown_with_the_collections(show, collections):
+    spans, citations, _ = show(index=("document", collections[0]), mode="windows", budget=120)
+    assert citations[0].source == "agreement.txt"
+    assert {c.source.split("-")[0] for c in citations[1:]} == {"policies"}
+    assert spans[-1].text == citations[-1].text
 
 
 def test_what_two_collections_say_alike_is_shown_once(show, collections):

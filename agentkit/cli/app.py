@@ -92,7 +92,7 @@ def run(arguments: Sequence[str]) -> int:
         say(_said_by_the_system(error), label="error", style="red")
         return FAILURE
     if result == INTERRUPTED:  # typer makes it of a KeyboardInterrupt
-        say("interrupted; a run that had begun is listed by: agentkit runs ls")
+        say("interrupted; a run that had begun goes on with: agentkit runs resume (see runs ls)")
     return result if isinstance(result, int) else 0
 
 

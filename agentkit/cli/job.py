@@ -26,8 +26,8 @@ from agentkit.workflow.compile import CompiledWorkflow
 from agentkit.workflow.graph import to_mermaid, to_svg
 from agentkit.workflow.inputs import prepare
 from agentkit.workflow.program import validate
-from agentkit.workflow.run import Event, RunOutcome, start
-from agentkit.workflow.spec import WorkflowSpec
+from agentkit.workflow.run import Event, RunOutcome, resume, start
+from agentkit.workflow.spec import WorkflowSpec, parse_spec
 from agentkit.workflow.store import new_run_id
 
 SOME_FAILED = 3
@@ -78,12 +78,7 @@ class Job:
                 backbone=self._kit.engine.fingerprint,
                 on_event=display.show,
             )
-        if outcome.error is not None:
-            raise outcome.error
-        if outcome.status == "waiting":
-            say(f"run {outcome.id} waits for a person: agentkit runs show {outcome.id}")
-            return {"run": outcome.id, "waiting": list(outcome.waiting)}, {}
-        return self._report(outcome, compiled, out)
+        return _told(self._kit, self._spec, compiled, outcome, out)
 
     def many(self, rows: Sequence[tuple[str, Mapping[str, Json]]], out: Path) -> int:
         """Run for every row, one folder per id; one that fails does not stop the others."""
@@ -103,29 +98,47 @@ class Job:
             return 1 if failed == len(rows) else SOME_FAILED
         return 0
 
-    def _report(
-        self, outcome: RunOutcome, compiled: CompiledWorkflow, out: Path | None
-    ) -> tuple[Json, Mapping[str, Path]]:
-        record = self._kit.runs.show(outcome.id)
-        reference = next(
-            (v for v in record.inputs.values() if isinstance(v, Mapping) and _REFERENCE in v), None
+
+def resumed(
+    kit: Kit, run_id: str, decision: Json, out: Path | None
+) -> tuple[Json, Mapping[str, Path]]:
+    """Go on with a run, with the skills and the controller that it began with; as `Job.one`."""
+    record = kit.runs.show(run_id)
+    spec = parse_spec(kit.runs.spec(run_id)[0], name=f"run {run_id}")
+    with stderr.status("loading the backbone"):
+        compiled = kit.compile(spec, digests=record.skills, as_of=record.started)
+    with _Display(spec) as display, _interruptible(kit):
+        outcome = resume(compiled, run_id, decision, store=kit.runs, on_event=display.show)
+    return _told(kit, spec, compiled, outcome, out)
+
+
+def _told(
+    kit: Kit, spec: WorkflowSpec, compiled: CompiledWorkflow, outcome: RunOutcome, out: Path | None
+) -> tuple[Json, Mapping[str, Path]]:
+    if outcome.error is not None:
+        raise outcome.error
+    if outcome.status == "waiting":
+        say(
+            f"run {outcome.id} waits for a person; go on with: "
+            f"agentkit runs resume {outcome.id} --decide SKILL"
         )
-        if reference is None:
-            value = {"run": outcome.id, "outputs": dict(outcome.outputs)}
-            return value, {} if out is None else {"outputs.json": _write_outputs(value, out)}
-        document = self._kit.documents.get(str(reference[_REFERENCE]))
-        report = build_report(outcome.outputs, document, run_of(outcome, record, compiled.program))
-        files: Mapping[str, Path] = {}
-        if out is not None:
-            files = write_report(
-                report,
-                document,
-                out,
-                graph_svg=to_svg(self._spec),
-                mermaid=to_mermaid(self._spec),
-            )
-        _summarise(report)
-        return report.as_json(), files
+        return {"run": outcome.id, "waiting": list(outcome.waiting)}, {}
+    record = kit.runs.show(outcome.id)
+    reference = next(
+        (v for v in record.inputs.values() if isinstance(v, Mapping) and _REFERENCE in v), None
+    )
+    if reference is None:
+        value = {"run": outcome.id, "outputs": dict(outcome.outputs)}
+        return value, {} if out is None else {"outputs.json": _write_outputs(value, out)}
+    document = kit.documents.get(str(reference[_REFERENCE]))
+    report = build_report(outcome.outputs, document, run_of(outcome, record, compiled.program))
+    files: Mapping[str, Path] = {}
+    if out is not None:
+        files = write_report(
+            report, document, out, graph_svg=to_svg(spec), mermaid=to_mermaid(spec)
+        )
+    _summarise(report)
+    return report.as_json(), files
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -55,6 +56,48 @@ def show(run: _Run, set_: Set = None) -> None:
     with Kit(settings_from(set_)) as kit, WhatIfs(kit.runs) as tried:
         record = asdict(kit.runs.show(run))
         print_json(record | {"what_ifs": [one.to_json() for one in tried.of(run)]})
+
+
+@app.command()
+def resume(
+    run: _Run,
+    decide: Annotated[
+        str | None,
+        typer.Option(
+            help="For a run that waits: a skill's name, or JSON such as "
+            '{"output": ...}, {"items": {"0": SKILL}} or {"steps": {STEP: SKILL}}.',
+            metavar="DECISION",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the report.")] = None,
+    skills: Skills = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a run that waits for a person, failed, or was interrupted or killed.
+
+    It keeps the skills and the controller that it began with; steps that are done stay done.
+    """
+    from agentkit.cli import job
+    from agentkit.kit import Kit
+
+    with Kit(settings_from(set_), skills=skills or ()) as kit:
+        report, files = job.resumed(kit, run, _decision(decide), out)
+    if as_json or not files:
+        print_json(report)
+    else:
+        for path in files.values():
+            typer.echo(path)
+
+
+def _decision(text: str | None) -> Json:
+    if text is None or not text.lstrip().startswith(("{", "[", '"')):
+        return text
+    try:
+        value: Json = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"not JSON: {error.msg}", where="--decide") from error
+    return value
 
 
 @app.command()

@@ -173,10 +173,10 @@ def test_when_every_document_is_bad_the_exit_code_is_1(
     assert "0 of 1 done" in err
 
 
-def test_an_interrupt_ends_a_run_with_130_and_leaves_it_interrupted(
-    full: list[str], birds: Path, home: Path, tmp_path: Path
+def test_an_interrupt_ends_a_run_with_130_and_it_goes_on_when_resumed(
+    call: Call, full: list[str], birds: Path, home: Path, tmp_path: Path
 ) -> None:
-    texts = json.dumps([f"bird number {number}" for number in range(5000)])
+    texts = json.dumps([f"bird number {number}" for number in range(200)])
     home.mkdir()
     process = spawn(["run", birds, "--input", f"texts={texts}", *full], tmp_path)
     run = _first_item(home)
@@ -187,8 +187,46 @@ def test_an_interrupt_ends_a_run_with_130_and_leaves_it_interrupted(
     with RunStore(home / "runs.sqlite") as store:
         record = store.show(run)
     assert record.status == "interrupted"
-    assert 0 < len(record.steps) < 5000
+    assert 0 < len(record.steps) < 200
     assert all(entry["record"]["error"] is None for entry in record.steps)
+    code, out, _ = call(["runs", "resume", run, *full])
+    assert code == 0
+    assert len(json.loads(out)["outputs"]["birds"]) == 200
+
+
+WAITING = """\
+name: ask-someone
+inputs:
+  text: {type: text}
+steps:
+  look:
+    instruction: Book a table for two at eight o'clock.
+    input: {text: "{{ inputs.text }}"}
+    on_uncertain: human
+outputs:
+  found: "{{ steps.look.output }}"
+"""
+
+
+def test_a_run_that_waits_for_a_person_goes_on_with_the_decision(
+    call: Call, full: list[str], tmp_path: Path
+) -> None:
+    workflow = tmp_path / "ask.yaml"
+    workflow.write_text(WAITING, encoding="utf-8")
+    code, out, err = call(["run", workflow, "--input", "text=a wren", *full])
+    waiting = json.loads(out)
+    assert code == 0
+    assert f"agentkit runs resume {waiting['run']}" in err
+    assert waiting["waiting"][0]["step"] == "look"
+
+    resume = ["runs", "resume", waiting["run"], *full]
+    code, out, _ = call(resume)  # without a decision it waits on
+    assert (code, json.loads(out)) == (0, waiting)
+    code, _, err = call([*resume, "--decide", '{"skill": '])
+    assert (code, "not JSON" in err) == (2, True)
+    code, out, _ = call([*resume, "--decide", "bird-namer"])
+    assert code == 0
+    assert set(json.loads(out)["outputs"]["found"]) == {"bird"}
 
 
 def _first_item(home: Path) -> str:
