@@ -74,7 +74,7 @@ def test_from_a_new_folder_and_rows_to_a_skill_that_is_measured_and_routed_to(
     settings = (folder / "train.yaml").read_text("utf-8")
     # The tiny backbone has four layers, and learns by larger steps.
     for usual, tiny in (
-        ("layers: 20-29", "layers: 1-3"),
+        ("layers: upper 1/3", "layers: 1-3"),
         ("learning_rate: 3.0e-4", "learning_rate: 1.0e-2\nhead_learning_rate: 1.0e-2"),
         ("epochs: 2", "epochs: 3\ndtype: float32\npack_tokens: 256"),
     ):
