@@ -70,6 +70,8 @@ class Context(_Item):
     start: Offset
     end: Offset
     score: Score
+    source: str | None = None
+    """File that the chunk was cut from; in `report.json` where it is not the reviewed document."""
 
 
 class RouteInfo(_Item):
@@ -175,6 +177,10 @@ class Report(_Frozen):
         `tasks`, `routes`, `sources` and `notes` are there only when they hold something.
         """
         data: dict[str, Any] = self.model_dump(mode="json")
+        for review in data["reviews"]:
+            for piece in review["context"]:
+                if piece["source"] in (None, self.document.source):
+                    del piece["source"]
         for finding in data["findings"]:
             finding["about"] = _without_none(finding["about"])
         return {

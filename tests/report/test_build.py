@@ -153,3 +153,12 @@ def test_who_gave_a_part_is_known_only_where_the_run_says_so(outputs, document, 
 
     assert report.skills_of("clauses") == (("clause-finder", "cd" * 32),)
     assert report.skills_of("facts") == ()
+
+
+def test_a_chunk_of_another_file_says_which(outputs, document, run):
+    shown = outputs["reviews"][0]["context"]
+    own = {**shown[0], "source": "supply.md"}
+    other = {**shown[0], "source": "handbook.md"}
+    outputs["reviews"][0]["context"] = [own, other]
+    context = build_report(outputs, document, run).as_json()["reviews"][0]["context"]
+    assert [piece.get("source") for piece in context] == [None, "handbook.md"]

@@ -149,8 +149,7 @@ def test_lessons_alike_teach_each_other(encoder: Any, skills: Skills) -> None:
     texts = [f"glean the covenants of {thing}" for thing in ("Acme", "Beta", "Gamma", "Delta")]
     given = [lesson(text, "clause-finder") for text in texts]
     plan = plan_learning(encoder, skills, Learnt(), given)
-    assert plan.right_before == 0
-    assert plan.right_held_out == 4
+    assert plan.right_before < plan.right_held_out == 4
 
 
 def test_what_is_known_or_accepted_is_not_learnt_again(encoder: Any, skills: Skills) -> None:
