@@ -152,7 +152,12 @@ class Packer:
             lengths = span_lengths(self.tokenizer, spans)
             for window in windows(spans, lengths, self.tokens) if spans else [()]:
                 pack, _ = self._start(first, window)
+                # Questions take as much room beside the document as the document may take.
+                room = len(pack.ids) + self.tokens if window else self.tokens
                 for number in numbers:
+                    if pack.answer_at and len(pack.ids) > room:
+                        packs.append(pack)
+                        pack, _ = self._start(first, window)
                     self._choice(pack, rows[number], number, window, answer)
                 if pack.answer_at:
                     packs.append(pack)

@@ -263,3 +263,12 @@ def test_a_quote_is_learnt_as_the_number_of_its_span() -> None:
     (pack,) = packer(values).pack([row])
     said = TOKENIZER.decode([token for _, token in pack.targets][:-1])
     assert said.replace(" ", "") == '{"why":2}'
+
+
+def test_many_questions_without_a_document_make_several_packs() -> None:
+    values = {key: value for key, value in CHOICE.items() if key != "retrieval"}
+    rows = [Row({"rule": f"rule {n}"}, {"answer": "yes"}, str(n)) for n in range(60)]
+    packs = packer(values, tokens=200).pack(rows)
+    assert len(packs) > 1
+    assert [number for pack in packs for number in pack.rows] == list(range(60))
+    assert all(len(pack.ids) < 300 for pack in packs)
