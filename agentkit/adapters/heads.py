@@ -156,7 +156,7 @@ class ChoiceHead(nn.Module):
     @staticmethod
     def attention(evidence: Tensor) -> Tensor:
         """`(n, 1 + m)`: the share of the null slot, then of each span."""
-        return torch.softmax(torch.cat([torch.zeros_like(evidence[:, :1]), evidence], 1), dim=1)
+        return torch.softmax(torch.cat([evidence.new_zeros(len(evidence), 1), evidence], 1), dim=1)
 
     @classmethod
     def like(cls, tensors: dict[str, Tensor]) -> ChoiceHead:

@@ -91,6 +91,10 @@ def test_a_document_without_spans_still_gets_a_choice() -> None:
     assert choice.isfinite().all()
 
 
+def test_without_spans_all_attention_is_on_nothing() -> None:
+    assert torch.equal(ChoiceHead.attention(torch.zeros(2, 0)), torch.ones(2, 1))
+
+
 @pytest.mark.parametrize(
     ("kind", "change", "message"),
     [
