@@ -287,7 +287,7 @@ class WhatIfs:
         with self._guarded() as connection:
             rows = connection.execute(
                 "SELECT id, step, item, choice, record, made FROM what_ifs WHERE run = ?"
-                " ORDER BY made, id",
+                " ORDER BY made, rowid",
                 (run,),
             ).fetchall()
         found = []
