@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from agentkit.engine.engine import Engine
 from agentkit.prompt import number_spans, render, renumber, span_lengths, windows
@@ -10,7 +11,7 @@ from agentkit.retrieval.chunking import chunk_id
 from agentkit.retrieval.retriever import Retriever
 from agentkit.retrieval.selection import said
 from agentkit.settings import Settings
-from agentkit.skill.manifest import Manifest, MarksAnswer
+from agentkit.skill.manifest import Manifest, MarksAnswer, RetrievalDefaults
 from agentkit.types import Citation, ContextSpec, Document, Json, PromptSpan
 
 EXCERPT_CHARS = 400
@@ -34,8 +35,8 @@ class ContextBuilder:
         spec: ContextSpec | None,
     ) -> tuple[list[tuple[PromptSpan, ...]], tuple[Citation, ...]]:
         """The numbered spans of each prompt, and the citations that say where they come from."""
-        spec = spec or ContextSpec()
         defaults = manifest.retrieval
+        spec = _completed(spec or ContextSpec(), defaults)
         mode = defaults.mode if spec.mode == "auto" else spec.mode
         query = spec.query or render(
             defaults.query or manifest.prompt.question, input, where=f"skill {manifest.name}"
@@ -143,9 +144,18 @@ class ContextBuilder:
         return renumber(_spans_of(citations)), citations
 
 
+def _completed(spec: ContextSpec, defaults: RetrievalDefaults) -> ContextSpec:
+    """What the step says of its sources, and where it says nothing, what the skill says."""
+    return replace(
+        spec,
+        index=defaults.index if spec.index is None else spec.index,
+        filters=spec.filters or defaults.filters,
+    )
+
+
 def _collections(spec: ContextSpec) -> list[str]:
     """The standing indexes that a step names, each once."""
-    names = (spec.index,) if isinstance(spec.index, str) else spec.index
+    names = (spec.index,) if isinstance(spec.index, str) else spec.index or ()
     return [name for name in dict.fromkeys(names) if name != "document"]
 
 

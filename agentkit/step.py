@@ -266,7 +266,7 @@ class Runner:
         input: Json = _words(plain, without=field) if takes_text else plain
         check_input(manifest, input)
         shown: list[tuple[PromptSpan, ...]] = [()]
-        if document is not None or call.context is not None:
+        if document is not None or call.context is not None or manifest.retrieval.standing:
             shown, one.citations = self._context.of_skill(manifest, input, document, call.context)
         for spans in shown:
             prompt = skill_prompt(self._engine.frame, manifest, input, spans)

@@ -264,10 +264,11 @@ OnUncertain: TypeAlias = str
 class ContextSpec:
     """What a step is to be shown beside its own input."""
 
-    index: str | tuple[str, ...] = "document"
+    index: str | tuple[str, ...] | None = None
     """Standing indexes, by name or path, that are searched beside the step input's document.
 
-    `document` stands for that document, which is shown in any case unless `mode` is `none`."""
+    `document` stands for that document, which is shown in any case unless `mode` is `none`. None
+    means the skill's own."""
     query: str | None = None
     """The rendered query text; None means the step's question."""
     top_k: int | None = None

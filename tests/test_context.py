@@ -51,14 +51,14 @@ def show(retriever: Retriever, tiny_tokenizer, tmp_path: Path):
     count = token_counter(tiny_tokenizer)
     engine = SimpleNamespace(tokenizer=tiny_tokenizer, count_tokens=count)
     builder = ContextBuilder(engine, retriever, Settings(home=tmp_path))
-    manifest = SimpleNamespace(
-        name="reader",
-        retrieval=RetrievalDefaults(query=QUERY),
-        prompt=SimpleNamespace(question=""),
-        answer=GenerateAnswer(),
-    )
 
-    def of(**context):
+    def of(*, defaults=None, **context):
+        manifest = SimpleNamespace(
+            name="reader",
+            retrieval=RetrievalDefaults(query=QUERY, **(defaults or {})),
+            prompt=SimpleNamespace(question=""),
+            answer=GenerateAnswer(),
+        )
         document = document_from_text(AGREEMENT, source="agreement.txt")
         (spans,), citations = builder.of_skill(manifest, {}, document, ContextSpec(**context))
         return spans, citations, sum(count(c.text) for c in citations)
@@ -145,3 +145,13 @@ def test_a_workflow_with_an_unknown_filter_is_refused_at_its_place():
     with pytest.raises(WorkflowError, match="unknown filter 'shelf'") as caught:
         parse_spec(WORKFLOW.replace("{heading: [Copies]}", "{shelf: top}"), name="two.yaml")
     assert caught.value.where == "two.yaml:12:7"
+
+
+def test_a_skills_own_sources_are_searched_unless_the_step_names_others(show, collections):
+    own = {"index": ("document", collections[0]), "filters": {"source": "policies-0.txt"}}
+    _, citations, _ = show(mode="excerpts", budget=300, defaults=own)
+    assert {c.source for c in citations if c.source.startswith("pol")} == {"policies-0.txt"}
+    _, citations, _ = show(
+        index="document", mode="excerpts", budget=300, defaults=own | {"filters": {}}
+    )
+    assert {c.source for c in citations} == {"agreement.txt"}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 MAX_NAME = 64
@@ -114,6 +114,15 @@ class RetrievalDefaults(_Frozen):
     top_k: int = Field(default=24, ge=1, le=1000)
     budget: int | None = Field(default=None, ge=32)
     """Tokens of excerpts; None means `settings.excerpt_budget`."""
+    index: str | tuple[str, ...] = "document"
+    """Standing indexes that are searched beside the document, as in a step's context."""
+    filters: dict[str, JsonValue] = Field(default_factory=dict)
+    """Which chunks may be found: `document`, `source`, `page`, `heading`."""
+
+    @property
+    def standing(self) -> bool:
+        """Whether anything but the document is searched."""
+        return self.index not in ("document", ("document",))
 
 
 class GenerationDefaults(_Frozen):

@@ -159,7 +159,7 @@ def _compile_step(
         sources = step.context.index
         if isinstance(sources, str):
             index = keep(compile_text(sources, where=at("context", "index")()), within)
-        else:
+        elif sources is not None:
             index = keep(compile_value(list(sources), where=at("context", "index")), within)
         if step.context.query is not None:
             query = keep(compile_text(step.context.query, where=at("context", "query")()), within)

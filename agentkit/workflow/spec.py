@@ -89,8 +89,9 @@ class InputSpec(_Frozen):
 class StepContext(_Frozen):
     """What a step is to be shown beside its own input."""
 
-    index: Text | Annotated[list[Text], Field(min_length=1, max_length=16)] = "document"
-    """`document`, a standing index by name or path, or a list of them: templates."""
+    index: Text | Annotated[list[Text], Field(min_length=1, max_length=16)] | None = None
+    """`document`, a standing index by name or path, or a list of them: templates. By default what
+    the skill says."""
     query: Text | None = None
     """Template of the query."""
     top_k: int | None = Field(default=None, ge=1, le=1000)

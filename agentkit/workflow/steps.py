@@ -80,10 +80,14 @@ def call_of(step: StepProgram, work: Work, index: int) -> StepCall:
     names = work.names_of(index)
     spec = step.spec
     context = None
-    if spec.context is not None and step.index is not None:
-        sources = step.index.evaluate(names)
+    if spec.context is not None:
+        sources = None if step.index is None else step.index.evaluate(names)
         context = ContextSpec(
-            index=tuple(map(str, sources)) if isinstance(sources, list) else str(sources),
+            index=tuple(map(str, sources))
+            if isinstance(sources, list)
+            else None
+            if sources is None
+            else str(sources),
             query=None if step.query is None else str(step.query.evaluate(names)),
             top_k=spec.context.top_k,
             budget=spec.context.budget,

@@ -83,7 +83,7 @@ def test_without_context_the_skill_that_answered_answers_again(
     ((call,),) = runner.batches
     assert call.skill == "shouter"
     assert call.context is not None
-    assert (call.context.mode, call.context.index) == ("none", "document")
+    assert (call.context.mode, call.context.index) == ("none", None)
     assert found.differences == []
 
 
