@@ -5,13 +5,11 @@ By matplotlib, the optional extra `plots`. The same values always give the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from agentkit.errors import MissingExtraError
 from agentkit.evaluation.report import Evaluation
+from agentkit.pictures import picture
 from agentkit.types import Json
 
 _BLUE, _GREY = "#2f5d8a", "#888888"
@@ -48,7 +46,7 @@ def draw_confusion(path: Path, confusion: Json) -> None:
     labels, rows = confusion["labels"], confusion["rows"]
     columns = [*labels, "(none)"] if any(row[-1] for row in rows) else labels
     side = 2.4 + 0.5 * len(columns)
-    with _picture(path, (side + 0.6, side)) as axes:
+    with picture(path, (side + 0.6, side)) as axes:
         shares = [[count / max(sum(row), 1) for count in row[: len(columns)]] for row in rows]
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         for at, row in enumerate(rows):
@@ -70,7 +68,7 @@ def draw_confusion(path: Path, confusion: Json) -> None:
 
 def draw_curves(path: Path, curves: Mapping[str, Json]) -> None:
     """Draw precision against recall, a line for each curve."""
-    with _picture(path, (5, 4)) as axes:
+    with picture(path, (5, 4)) as axes:
         for number, (name, curve) in enumerate(curves.items()):
             axes.plot(
                 curve["recall"],
@@ -94,7 +92,7 @@ def draw_reliability(path: Path, bins: Json) -> None:
     """Draw how often an answer is right against how sure it was; dots grow with the rows."""
     held = [one for one in bins if one["rows"]]
     most = max(one["rows"] for one in held)
-    with _picture(path, (4.6, 4.2)) as axes:
+    with picture(path, (4.6, 4.2)) as axes:
         axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1)
         axes.scatter(
             [one["confidence"] for one in held],
@@ -109,20 +107,3 @@ def draw_reliability(path: Path, bins: Json) -> None:
             ylim=(0, 1.02),
             title="Calibration",
         )
-
-
-@contextmanager
-def _picture(path: Path, size: tuple[float, float]) -> Iterator[Any]:
-    """The axes of a figure that is written to `path` at the end."""
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plots", "drawing a picture") from error
-    # Text stays text, and ids are made from a fixed salt, so that a picture can be compared.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "agentkit"}):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots()
-        axes.spines[["top", "right"]].set_visible(False)
-        yield axes
-        figure.savefig(path, format="svg", metadata={"Date": None})

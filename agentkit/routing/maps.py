@@ -5,8 +5,7 @@ SVG by matplotlib, the optional extra `plots`. The same values always give the s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -14,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from agentkit.errors import MissingExtraError
+from agentkit.pictures import picture
 from agentkit.routing.evaluation import Evaluation, reliability, risk_coverage
 
 __all__ = ["Plane", "draw_confusion", "draw_map", "draw_reliability", "draw_risk_coverage", "plane"]
@@ -100,7 +99,7 @@ def draw_map(
     `MissingExtraError` without matplotlib.
     """
     found = plane(list(utterances.values()))
-    with _picture(path, (7.5, 5.5)) as axes:
+    with picture(path, (7.5, 5.5)) as axes:
         named = len(utterances) > _LEGEND
         places = {name: found.project(vectors) for name, vectors in utterances.items()}
         for k, (name, points) in enumerate(places.items()):
@@ -145,7 +144,7 @@ def draw_risk_coverage(path: Path, evaluation: Evaluation) -> None:
     threshold stands. Raises `MissingExtraError` without matplotlib."""
     coverage, risk = risk_coverage(evaluation.judged)
     judged = evaluation.judged
-    with _picture(path, (5.5, 4)) as axes:
+    with picture(path, (5.5, 4)) as axes:
         axes.plot(coverage, risk, color=_BLUE)
         if judged.accepted.any():
             chosen = float(judged.accepted.mean())
@@ -167,7 +166,7 @@ def draw_reliability(path: Path, evaluation: Evaluation) -> None:
     `MissingExtraError` without matplotlib."""
     bins = [one for one in reliability(evaluation.judged) if one.rows]
     largest = max(one.rows for one in bins)
-    with _picture(path, (5, 4.5)) as axes:
+    with picture(path, (5, 4.5)) as axes:
         axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1)
         axes.bar(
             [one.low for one in bins],
@@ -213,7 +212,7 @@ def draw_confusion(path: Path, evaluation: Evaluation) -> None:
     counts = np.array([[confusion.get((row, column), 0) for column in labels] for row in labels])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 2.5 + 0.28 * len(labels)
-    with _picture(path, (side + 0.5, side)) as axes:
+    with picture(path, (side + 0.5, side)) as axes:
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         for row, column in np.argwhere(counts):
             axes.text(
@@ -231,23 +230,6 @@ def draw_confusion(path: Path, evaluation: Evaluation) -> None:
         left = len(names) - len(labels) + 1
         note = f", without {left} skills that have fewer errors" if left > 0 else ""
         axes.set(xlabel="decided", ylabel="right", title=f"Confusion{note}")
-
-
-@contextmanager
-def _picture(path: Path, size: tuple[float, float]) -> Iterator[Any]:
-    """The axes of a figure that is written to `path` at the end."""
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plots", "drawing a picture") from error
-    # Text stays text, and ids are made from a fixed salt, so that a picture can be compared.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "agentkit"}):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots()
-        axes.spines[["top", "right"]].set_visible(False)
-        yield axes
-        figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def _short(text: str, limit: int = 60) -> str:

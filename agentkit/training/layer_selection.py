@@ -18,11 +18,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from agentkit.errors import SkillError
+from agentkit.errors import MissingExtraError, SkillError
+from agentkit.pictures import picture
 
 Importance: TypeAlias = Literal["gradient", "attention", "validation"]
 
@@ -116,16 +118,10 @@ def search_from_top(count: int, step: int, loss_of: Callable[[int], float]) -> L
 
 def draw_layers(path: Path, choice: LayerChoice, title: str) -> None:
     """A bar for each layer's score, the chosen ones in colour; nothing without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return  # a picture is an extra: the scores are in metrics.json
     if not choice.scores:
         return
-    figure = Figure(figsize=(6, 2.6), layout="constrained")
-    axes = figure.subplots()
     colours = ["#2f5d8a" if at in choice.chosen else "#c9d3dd" for at in range(len(choice.scores))]
-    axes.bar(range(len(choice.scores)), choice.scores, color=colours)
-    axes.set(xlabel="layer", ylabel=f"importance ({choice.method})", title=title)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, metadata={"Date": None})
+    # A picture is an extra: the scores are in metrics.json.
+    with suppress(MissingExtraError), picture(path, (6, 2.6)) as axes:
+        axes.bar(range(len(choice.scores)), choice.scores, color=colours)
+        axes.set(xlabel="layer", ylabel=f"importance ({choice.method})", title=title)

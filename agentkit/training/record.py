@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from agentkit.errors import MissingExtraError
+from agentkit.pictures import picture
 from agentkit.skill.manifest import Manifest
 
 
@@ -63,13 +66,7 @@ unmeasured. It is an aid to a reader, not legal advice.
 
 
 def _curve(path: Path, name: str, history: list[dict[str, float]]) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return  # a picture is an extra: the numbers are in metrics.json
-    figure = Figure(figsize=(6, 3), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([h["step"] for h in history], [h["loss"] for h in history], color="#2f5d8a")
-    axes.set(xlabel="step", ylabel="loss", title=name)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, metadata={"Date": None})
+    # A picture is an extra: the numbers are in metrics.json.
+    with suppress(MissingExtraError), picture(path, (6, 3)) as axes:
+        axes.plot([h["step"] for h in history], [h["loss"] for h in history], color="#2f5d8a")
+        axes.set(xlabel="step", ylabel="loss", title=name)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from agentkit.adapters.heads import Head
-from agentkit.errors import SkillError
+from agentkit.errors import MissingExtraError, SkillError
+from agentkit.pictures import picture
 from agentkit.training.layer_selection import given_layers
 from agentkit.training.packs import Pack
 from agentkit.training.probing import Probe, Step, parted, sample_packs
@@ -123,24 +125,18 @@ def search(
 
 def draw_search(path: Path, record: dict[str, Any], title: str) -> None:
     """Every trial's loss, and the best so far; nothing without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return  # a picture is an extra: the trials are in metrics.json
     trials = [(n, t["loss"], t["state"]) for n, t in enumerate(record["trials"], start=1)]
     whole = [(n, loss) for n, loss, state in trials if state == "complete"]
     cut = [(n, loss) for n, loss, state in trials if state != "complete" and loss is not None]
-    figure = Figure(figsize=(6, 3), layout="constrained")
-    axes = figure.subplots()
-    if cut:
-        axes.scatter(*zip(*cut, strict=True), color="#c9d3dd", label="given up half way")
-    axes.scatter(*zip(*whole, strict=True), color="#2f5d8a", label="to its end")
     best = [min(loss for m, loss in whole if m <= n) for n, _ in whole]
-    axes.step([n for n, _ in whole], best, where="post", color="#b5582b", label="best so far")
-    axes.set(xlabel="trial", ylabel="loss on the sample", title=title)
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, metadata={"Date": None})
+    # A picture is an extra: the trials are in metrics.json.
+    with suppress(MissingExtraError), picture(path, (6, 3)) as axes:
+        if cut:
+            axes.scatter(*zip(*cut, strict=True), color="#c9d3dd", label="given up half way")
+        axes.scatter(*zip(*whole, strict=True), color="#2f5d8a", label="to its end")
+        axes.step([n for n, _ in whole], best, where="post", color="#b5582b", label="best so far")
+        axes.set(xlabel="trial", ylabel="loss on the sample", title=title)
+        axes.legend(frameon=False)
 
 
 def _tried(spec: TrainSpec, space: SearchSpec, trial: Any) -> TrainSpec:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar, Self
 
 from agentkit.errors import CheckpointError, RunError
 
@@ -70,6 +72,36 @@ def guarded(path: Path | None) -> Iterator[None]:
 def _is_weather(text: str) -> bool:
     passing = ("locked", "busy", "full", "unable to open", "readonly", "interrupted", "disk I/O")
     return any(word in text for word in passing)
+
+
+class Table:
+    """Stateful: a table of its own in the database of a run store. Safe for threads."""
+
+    schema: ClassVar[str]
+    """The statement that makes it where it is not there."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._connection = connect(path)
+        with self.open() as connection:
+            connection.execute(self.schema)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    @contextmanager
+    def open(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for one thread at a time; raises what `guarded` raises."""
+        with self._lock, guarded(self._path):
+            yield self._connection
 
 
 def process_identity() -> str:

@@ -6,10 +6,7 @@ in the same file.
 
 from __future__ import annotations
 
-import sqlite3
-import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias
@@ -18,7 +15,7 @@ from agentkit.errors import InputError
 from agentkit.routing.changes import Probe
 from agentkit.routing.learning import Lesson
 from agentkit.types import Query
-from agentkit.workflow.database import connect, guarded
+from agentkit.workflow.database import Table
 from agentkit.workflow.steps import CHOSEN_BY_A_PERSON
 from agentkit.workflow.store import RunStore
 
@@ -27,17 +24,6 @@ __all__ = ["Feedback", "RecordedRoute", "lessons_of", "probes_of"]
 _Said: TypeAlias = tuple[Literal["accepted", "corrected"], str | None, str]
 """Outcome, the right skill, and when it was said."""
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS route_outcomes (
-    run TEXT NOT NULL,
-    step TEXT NOT NULL,
-    item INTEGER NOT NULL,
-    outcome TEXT NOT NULL CHECK (outcome IN ('accepted', 'corrected')),
-    skill TEXT,
-    said TEXT NOT NULL,
-    PRIMARY KEY (run, step, item)
-)
-"""
 _WHOLE_STEP = -1
 
 
@@ -87,29 +73,28 @@ def probes_of(routes: Iterable[RecordedRoute]) -> list[Probe]:
     return list({route.query: route.probe for route in routes}.values())
 
 
-class Feedback:
+class Feedback(Table):
     """Stateful: what was said of routes, in the database of a run store. Safe for threads.
 
     A person who chose the skill of a step that waited has corrected its route by that; saying so
     again is not needed.
     """
 
+    schema = """
+        CREATE TABLE IF NOT EXISTS route_outcomes (
+            run TEXT NOT NULL,
+            step TEXT NOT NULL,
+            item INTEGER NOT NULL,
+            outcome TEXT NOT NULL CHECK (outcome IN ('accepted', 'corrected')),
+            skill TEXT,
+            said TEXT NOT NULL,
+            PRIMARY KEY (run, step, item)
+        )
+    """
+
     def __init__(self, store: RunStore) -> None:
+        super().__init__(store.path)
         self._store = store
-        self._lock = threading.Lock()
-        self._connection = connect(store.path)
-        with self._guarded() as connection:
-            connection.execute(_SCHEMA)
-
-    def __enter__(self) -> Feedback:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        with self._lock:
-            self._connection.close()
 
     def accept(self, run: str, step: str, item: int | None = None) -> RecordedRoute:
         """Say that a recorded route was right. Raises `InputError` if there is no such route."""
@@ -143,7 +128,7 @@ class Feedback:
             outcome = "accepted"
         right = route.skill if outcome == "accepted" else skill
         place = _WHOLE_STEP if route.item is None else route.item
-        with self._guarded() as connection:
+        with self.open() as connection:
             connection.execute(
                 "INSERT INTO route_outcomes (run, step, item, outcome, skill, said)"
                 " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (run, step, item) DO UPDATE SET"
@@ -186,16 +171,11 @@ class Feedback:
         return found
 
     def _said(self) -> dict[tuple[str, str, int], _Said]:
-        with self._guarded() as connection:
+        with self.open() as connection:
             rows = connection.execute(
                 "SELECT run, step, item, outcome, skill, said FROM route_outcomes"
             ).fetchall()
         return {(run, step, item): tuple(outcome) for run, step, item, *outcome in rows}
-
-    @contextmanager
-    def _guarded(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, guarded(self._store.path):
-            yield self._connection
 
 
 def _moment() -> str:

@@ -8,37 +8,20 @@ from __future__ import annotations
 
 import difflib
 import json
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agentkit.errors import CheckpointError, InputError
 from agentkit.types import ContextSpec, Json, RunRecord, StepCall, StepRunner
-from agentkit.workflow.database import connect, guarded
+from agentkit.workflow.database import Table
 from agentkit.workflow.program import Program, StepProgram
 from agentkit.workflow.records import Record, at_step, record_of
 from agentkit.workflow.steps import Names, call_of, plan, run_calls
 from agentkit.workflow.store import RunStore, new_run_id, now
 
-if TYPE_CHECKING:
-    import sqlite3
-
 BASE = "base"
 NO_CONTEXT = ContextSpec(mode="none")
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS what_ifs (
-    id TEXT PRIMARY KEY,
-    run TEXT NOT NULL,
-    step TEXT NOT NULL,
-    item INTEGER,
-    choice TEXT NOT NULL,
-    record TEXT NOT NULL,
-    made TEXT NOT NULL
-)
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,28 +222,27 @@ def _text(value: Json) -> str:
 # ---------------------------------------------------------------- kept
 
 
-class WhatIfs:
+class WhatIfs(Table):
     """Stateful: what was tried on recorded runs, in the database of a run store. Safe for threads.
 
     They are a table of their own: the runs are never written to.
     """
 
+    schema = """
+        CREATE TABLE IF NOT EXISTS what_ifs (
+            id TEXT PRIMARY KEY,
+            run TEXT NOT NULL,
+            step TEXT NOT NULL,
+            item INTEGER,
+            choice TEXT NOT NULL,
+            record TEXT NOT NULL,
+            made TEXT NOT NULL
+        )
+    """
+
     def __init__(self, store: RunStore) -> None:
+        super().__init__(store.path)
         self._store = store
-        self._lock = threading.Lock()
-        self._connection = connect(store.path)
-        with self._guarded() as connection:
-            connection.execute(_SCHEMA)
-
-    def __enter__(self) -> WhatIfs:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        with self._lock:
-            self._connection.close()
 
     def keep(self, one: WhatIf) -> None:
         row = (
@@ -272,7 +254,7 @@ class WhatIfs:
             json.dumps(one.instead),
             one.made,
         )
-        with self._guarded() as connection:
+        with self.open() as connection:
             connection.execute(
                 "INSERT INTO what_ifs (id, run, step, item, choice, record, made)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -284,7 +266,7 @@ class WhatIfs:
         results = {
             (entry["step"], entry["item"]): entry["record"] for entry in self._store.show(run).steps
         }
-        with self._guarded() as connection:
+        with self.open() as connection:
             rows = connection.execute(
                 "SELECT id, step, item, choice, record, made FROM what_ifs WHERE run = ?"
                 " ORDER BY made, rowid",
@@ -296,8 +278,3 @@ class WhatIfs:
             recorded, instead = results[step, item], json.loads(record)
             found.append(WhatIf(id, run, step, item, chosen, recorded, instead, made))
         return found
-
-    @contextmanager
-    def _guarded(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, guarded(self._store.path):
-            yield self._connection
