@@ -33,7 +33,7 @@ HOMES = {
     "docx": ("retrieval/",),
     "typer": ("cli/",),
     "sklearn": ("training/", "evaluation/"),
-    "matplotlib": ("routing/maps.py", "training/", "evaluation/"),
+    "matplotlib": ("pictures.py",),
 }
 WHEN_CALLED = {
     ("agentkit.workflow.compile", "agentkit.workflow.run"),
