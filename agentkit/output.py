@@ -17,9 +17,10 @@ import numpy as np
 from jsonschema import Draft202012Validator
 
 from agentkit.errors import InputError, OutputError
+from agentkit.skill.grounding import GROUNDED, grounded_schema
 from agentkit.skill.manifest import ChoiceAnswer, Manifest, MarksAnswer, SpanLabel
 from agentkit.skill.quoting import fill_quotes, filled_schema, written_schema
-from agentkit.types import Completion, EncodedPrompt, Json, Reading
+from agentkit.types import Completion, EncodedPrompt, Json, Prompt, Reading
 
 TOKEN_RUN = 0.25
 """A token belongs to a run from this probability on; the run's best token is its score. A causal
@@ -67,14 +68,18 @@ def gives(manifest: Manifest, fields: Sequence[str] | None) -> bool:
     return not known or not known.isdisjoint(fields)
 
 
-def generation_schema(manifest: Manifest, spans: int) -> dict[str, Json] | None:
+def generation_schema(manifest: Manifest, prompt: Prompt) -> dict[str, Json] | None:
     """The schema that generation is constrained to; None for free text.
 
-    Where the output holds a quote the model writes the number of one of the prompt's spans.
+    Where the output holds a quote the model writes the number of one of the prompt's spans; a
+    grounded string has the numbers and names of the prompt's question and spans.
     """
-    if manifest.output.get("type") == "string" and not _bounded(manifest.output):
+    if _free(manifest):
         return None
-    narrowed: dict[str, Json] = written_schema(manifest.output, spans)
+    shown = "\n".join([prompt.question.text, *(span.text for span in prompt.spans)])
+    narrowed: dict[str, Json] = grounded_schema(
+        written_schema(manifest.output, len(prompt.spans)), shown
+    )
     return narrowed
 
 
@@ -106,7 +111,7 @@ def to_output(manifest: Manifest, answers: Sequence[Answered], *, all_scores: bo
 def _written_output(manifest: Manifest, answered: Answered) -> Json:
     encoded, completion = answered
     text = completion.text or ""
-    if generation_schema(manifest, max(1, len(encoded.prompt.spans))) is None:
+    if _free(manifest):
         return text.strip()
     try:
         value = json.loads(text)
@@ -117,8 +122,10 @@ def _written_output(manifest: Manifest, answered: Answered) -> Json:
     return fill_quotes(manifest.output, value, encoded.prompt.spans)
 
 
-def _bounded(schema: Mapping[str, Json]) -> bool:
-    return bool({"enum", "const", "pattern", "maxLength", "minLength"} & set(schema))
+def _free(manifest: Manifest) -> bool:
+    """Whether a skill writes plain text, not JSON."""
+    limits = {"enum", "const", "pattern", "maxLength", "minLength", GROUNDED}
+    return manifest.output.get("type") == "string" and limits.isdisjoint(manifest.output)
 
 
 # ---------------------------------------------------------------- choices

@@ -386,7 +386,7 @@ def _request(skill: Skill, encoded: EncodedPrompt) -> Request:
                 top_p=limits.top_p,
                 stop=limits.stop,
             ),
-            schema=generation_schema(manifest, len(encoded.prompt.spans)),
+            schema=generation_schema(manifest, encoded.prompt),
         )
     if isinstance(answer, ChoiceAnswer) and answer.scoring == "likelihood":
         return Request(encoded, adapter=skill.digest, choices=answer.choices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -89,22 +90,31 @@ QUOTING = manifest(
 
 
 def test_free_text_is_stripped_and_unconstrained() -> None:
-    assert generation_schema(manifest(), 3) is None
+    assert generation_schema(manifest(), encode().prompt) is None
     assert to_output(manifest(), [(encode(), written(" Fine.\n"))]) == "Fine."
 
 
 def test_a_bounded_text_is_written_as_json() -> None:
     bounded = manifest(output={"type": "string", "maxLength": 10})
-    assert generation_schema(bounded, 0) == {"type": "string", "maxLength": 10}
+    assert generation_schema(bounded, encode().prompt) == {"type": "string", "maxLength": 10}
     assert to_output(bounded, [(encode(), written('"Fine."'))]) == "Fine."
 
 
 def test_the_model_writes_span_numbers_where_the_output_quotes() -> None:
-    schema = generation_schema(QUOTING, 4)
+    schema = generation_schema(QUOTING, encode().prompt)
     number = {"type": "integer", "minimum": 1, "maximum": 4}
     assert schema is not None
     assert schema["properties"]["why"] == number
     assert schema["properties"]["more"]["items"] == number
+
+
+def test_a_grounded_text_has_the_names_of_question_and_document() -> None:
+    output = {"type": "string", "maxLength": 30, "x-grounded": True}
+    schema = generation_schema(manifest(output=output), encode(last=1).prompt)
+    assert schema is not None
+    for text, met in (("Acme sells.", True), ("The reason: Why", True), ("Bolt buys.", False)):
+        assert bool(re.search(str(schema["pattern"]), text)) is met
+    assert to_output(manifest(output=output), [(encode(), written('"Acme."'))]) == "Acme."
 
 
 def test_span_numbers_become_verbatim_quotes_with_offsets() -> None:

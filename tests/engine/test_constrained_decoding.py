@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from agentkit.engine.backbone import Backbone, load_backbone
 from agentkit.engine.decoding import Grammars, bounded
 from agentkit.errors import LimitError, SkillError
+from agentkit.skill.grounding import grounded_schema
 from agentkit.testing import TinyBackbone
 
 FINDING = {
@@ -61,6 +62,17 @@ PATTERN = {
     },
     "required": ["date", "code"],
 }
+GROUNDED = grounded_schema(
+    {
+        "type": "object",
+        "properties": {
+            "statement": {"type": "string", "minLength": 8, "maxLength": 60, "x-grounded": True},
+            "rating": {"enum": ["good", "bad"]},
+        },
+        "required": ["statement", "rating"],
+    },
+    "ACME Ltd. pays 1,500 euros within 30 days.",
+)
 OPTIONAL = {
     "type": "object",
     "properties": {name: {"type": "array", "items": {"type": "boolean"}} for name in "abcdef"},
@@ -149,7 +161,7 @@ def write(backbone: Backbone, grammars: Grammars, schema: Any, limit: int, seed:
 
 
 @pytest.mark.parametrize("limit", [40, 60, 150])
-@pytest.mark.parametrize("schema", [FINDING, TREE, CHAIN, PATTERN, OPTIONAL, *SCALARS])
+@pytest.mark.parametrize("schema", [FINDING, TREE, CHAIN, PATTERN, GROUNDED, OPTIONAL, *SCALARS])
 def test_output_is_valid_whatever_the_model_wishes(
     tiny_loaded: Backbone, grammars: Grammars, schema: Any, limit: int
 ) -> None:

@@ -1,0 +1,63 @@
+"""Text whose numbers and names were all shown to the model.
+
+Where a schema says `x-grounded: true` of a string, whatever in it holds a digit or a capital letter
+is a word of the prompt, in its own capitals or with its first letter large; a sentence may begin
+with a common opening word, too. The grammar has no others, so an amount, a date or a party that is
+not there cannot be written. Numbers spelt out (`thirty`) are words like others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from agentkit.types import Json
+
+GROUNDED = "x-grounded"
+
+_WORD = re.compile(r"[^\W_]+")
+_COMMON = "[a-zß-öø-ÿ]+"
+_OPENERS = _WORD.findall(
+    """
+    A After All Also An Any As At Because Before Both By Each Either Every For From He However If In
+    It Its Many Most Neither No Nobody None Nothing On Once One Only Or Other Our She Some Such That
+    The Their There These They This Those To Under Unless Until We What When Where Whether Which
+    While Who Whoever With Without You Your
+    """
+)
+_BETWEEN = r"[ ,;:()'’“”/%$€£&+*.!?–—-]{1,3}"
+_MOST = 500
+"""Words that a grammar may list: those of a long prompt that come first."""
+
+
+def grounded_schema(schema: Json, shown: str) -> Any:
+    """The schema with a pattern for each grounded string; `shown` is the text of the prompt."""
+
+    def narrowed(part: Json) -> Any:
+        if isinstance(part, list):
+            return [narrowed(one) for one in part]
+        if not isinstance(part, Mapping):
+            return part
+        new = {key: narrowed(one) for key, one in part.items() if key != GROUNDED}
+        if part.get(GROUNDED) is True:
+            new["pattern"] = grounded_pattern(shown)
+        return new
+
+    return narrowed(schema)
+
+
+def grounded_pattern(shown: str) -> str:
+    """A regular expression of the texts whose numbers and names are words of `shown`."""
+    words = dict.fromkeys(_WORD.findall(shown))
+    common = {word for word in words if re.fullmatch(_COMMON, word)}
+    told = [form for word in words if word not in common for form in (word, word.capitalize())]
+    begun = [*_OPENERS, *(word.capitalize() for word in words if word in common)]
+    inner = "|".join([_COMMON, *_listed(told)])
+    opening = "|".join([inner, *_listed(begun)])
+    rest = rf"[.!?] (?:{opening})|{_BETWEEN}(?:{inner})"
+    return rf"^[(“‘']?(?:{opening})(?:{rest})*[.!?)”’'%]{{0,3}}$"
+
+
+def _listed(words: list[str]) -> list[str]:
+    return list(map(re.escape, list(dict.fromkeys(words))[:_MOST]))

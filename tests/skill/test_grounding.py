@@ -1,0 +1,67 @@
+"""Grounded strings hold no number and no name that was not shown."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentkit.skill.grounding import grounded_pattern, grounded_schema
+
+SHOWN = "ACME Ltd. pays Müller GmbH 1,500 euros within 30 days of 3 March 2024. Copies stay."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Acme pays 1,500 euros to Müller within 30 days.",
+        "You may keep copies. Copies stay with ACME (until March)!",
+        "“Nothing” is due before 3 March 2024",
+        "thirty days are enough.",
+    ],
+)
+def test_what_was_shown_may_be_written(text: str) -> None:
+    assert re.search(grounded_pattern(SHOWN), text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Acme pays 1,600 euros.",
+        "Acme pays 150 euros.",
+        "Acme pays 15003 euros.",
+        "The term ends in April.",
+        "Globex pays.",
+        "The buyer tells the FTC.",
+        "It is due at 30days.",
+        "",
+    ],
+)
+def test_what_was_not_shown_cannot_be_written(text: str) -> None:
+    assert not re.search(grounded_pattern(SHOWN), text)
+
+
+@given(st.text("aB3ü .,'-\n", max_size=30))
+def test_any_prompt_gives_a_pattern_that_its_own_names_and_numbers_meet(shown: str) -> None:
+    pattern = grounded_pattern(shown)
+    for word in re.findall(r"[^\W_]+", shown):
+        assert re.search(pattern, f"This is {word}")
+    assert not re.search(pattern, "This is 77 Zz")
+
+
+def test_only_grounded_strings_are_narrowed() -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "why": {"type": "string", "maxLength": 40, "x-grounded": True},
+            "each": {"type": "array", "items": {"type": "string", "x-grounded": True}},
+            "free": {"type": "string", "x-grounded": False},
+        },
+    }
+    narrowed = grounded_schema(schema, SHOWN)["properties"]
+    pattern = grounded_pattern(SHOWN)
+    assert narrowed["why"] == {"type": "string", "maxLength": 40, "pattern": pattern}
+    assert narrowed["each"]["items"] == {"type": "string", "pattern": pattern}
+    assert narrowed["free"] == {"type": "string"}
