@@ -283,10 +283,12 @@ class RunStore:
     def _record(
         self, row: sqlite3.Row, results: Sequence[sqlite3.Row], versions: Mapping[str, str]
     ) -> RunRecord:
+        # A process that was killed could not say so.
+        left = row["status"] == "running" and not is_alive(row["owner"])
         return RunRecord(
             id=row["id"],
             workflow=row["workflow"],
-            status=row["status"],
+            status="interrupted" if left else row["status"],
             started=row["started"],
             finished=row["finished"],
             inputs=self._json(row["inputs"]),

@@ -134,6 +134,7 @@ def test_a_killed_run_resumes_and_each_result_is_recorded_once(path, mode, word,
 def test_a_run_that_was_killed_and_then_fails_still_finishes(path):
     child(path, "r", "after_record", "first", 1).join()
     with RunStore(path) as store:
+        assert [record.status for record in store.list()] == ["interrupted"]
         failing = chain(ShoutingRunner(fail={"A+B+C": 1}))
         assert resume(failing, "r", store=store).status == "failed"
         assert resume(chain(), "r", store=store).outputs == EXPECTED
@@ -169,9 +170,11 @@ def test_a_run_whose_process_lives_is_not_taken_over(path):
         owner = f"{sleeper.pid}:{started}"
         with closing(sqlite3.connect(path)) as connection, connection:
             connection.execute("UPDATE runs SET status = 'running', owner = ?", (owner,))
+        assert store.show("r").status == "running"
         with pytest.raises(RunError, match=f"worked on by process {sleeper.pid}"):
             resume(chain(), "r", store=store)
         sleeper.communicate()
+        assert store.show("r").status == "interrupted"
         assert resume(chain(), "r", store=store).status == "done"
 
 
