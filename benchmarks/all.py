@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = (
     "main_job",
     "contract_review",
+    "skills",
     "routing",
     "retrieval",
     "index",

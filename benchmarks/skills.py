@@ -1,0 +1,236 @@
+"""The shipped skills on data that they never saw, beside the frozen backbone and cheap baselines.
+
+- compliance-review: ContractNLI's dev split, whole documents through the product's own context;
+  beside it each hypothesis's most frequent label in the training split.
+- contract-parsing: the CUAD contracts of the filers that its train.yaml leaves out.
+- reporting: the ToS;DR services that its train.yaml leaves out, and tldrlegal; beside it the
+  nearest training row by TF-IDF, its labels by the vote of seven.
+
+Intervals are bootstraps over documents. The frozen backbone answers with the same prompt, schema
+and scoring; where a task head answers, `--frozen SKILL=DIR` names a copy of the skill folder whose
+head was trained without the adapter, and without one that line is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from common import Metric, arguments, at_least, at_most, finish, need
+from rich.console import Console
+
+from agentkit.evaluation.baselines import Predictor, baselines
+from agentkit.evaluation.evaluate import evaluate, text_reader
+from agentkit.evaluation.report import Evaluation
+from agentkit.evaluation.resampling import Figure
+from agentkit.evaluation.serving import BareEngine, SkillPredictor
+from agentkit.kit import Kit
+from agentkit.skill.folder import Skill, load_skill
+from agentkit.skill.manifest import GenerateAnswer
+from agentkit.training.rows import Row, Split, load_rows
+from agentkit.training.spec import DataSpec, TrainSpec, load_train_spec
+
+ROOT = Path(__file__).resolve().parent.parent
+ADDS = 0.03
+"""What an adapter must add to the frozen backbone, and reporting to its neighbours."""
+
+console = Console(stderr=True)
+Measured = tuple[str, Sequence[Row], Sequence[Row]]
+"""A name, the rows to measure on, and those that a baseline may learn from."""
+
+
+def main() -> int:
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--skill", action="append", choices=sorted(MEASURES), help="only these")
+    parser.add_argument("--documents", type=int, help="at most so many of each set")
+    parser.add_argument(
+        "--frozen", action="append", default=[], metavar="SKILL=DIR", help="heads without adapters"
+    )
+    options = parser.parse_args()
+    need(options.data_dir)
+    frozen = dict(one.split("=", 1) for one in options.frozen)
+    metrics: list[Metric] = []
+    with ExitStack() as open_:
+        kit = open_.enter_context(Kit())
+        bare = open_.enter_context(BareEngine.open(kit.settings))
+        for name in options.skill or MEASURES:
+            skill = kit.skills[name]
+            for set_, rows, learnt in MEASURES[name](options):
+                rows = some_documents(rows, options.documents)
+                if not rows:
+                    continue
+                predictors: dict[str, Predictor] = {"adapter": served(kit, skill)}
+                if isinstance(skill.manifest.answer, GenerateAnswer):
+                    predictors["frozen"] = served(kit, skill, bare)
+                elif name in frozen:
+                    other = kit.store.admit(load_skill(Path(frozen[name]), name=name))
+                    predictors["frozen"] = served(kit, other, bare)
+                if learnt:
+                    predictors |= baselines(skill.manifest, learnt)
+                began = time.monotonic()
+                found = evaluate(
+                    skill.manifest,
+                    rows,
+                    predictors,
+                    text_of=text_reader(skill.manifest, lambda d: kit.documents.get(d).text),
+                    on_progress=Progress(f"{name}, {set_}", len(rows)),
+                )
+                assert found is not None
+                console.print(f"{name}, {set_}: {time.monotonic() - began:.0f} s")
+                metrics += figures(f"{name}, {set_}", found)
+    return finish("skills", metrics, options.json)
+
+
+class Progress:
+    """Stateful: says how many rows are done."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self._name, self._total, self._done = name, total, 0
+
+    def __call__(self, count: int) -> None:
+        self._done += count
+        console.print(f"{self._name}: {self._done}/{self._total}", end="\r")
+
+
+def served(kit: Kit, skill: Skill, engine: BareEngine | None = None) -> SkillPredictor:
+    return SkillPredictor(
+        skill,
+        engine=engine or kit.engine,
+        encoder=kit.encoder,
+        documents=kit.documents,
+        settings=kit.settings,
+    )
+
+
+def some_documents(rows: Sequence[Row], most: int | None) -> list[Row]:
+    kept = set(list(dict.fromkeys(row.group for row in rows))[:most])
+    return [row for row in rows if row.group in kept]
+
+
+# ---------------------------------------------------------------- what is measured on
+
+
+def spec_of(skill: str) -> TrainSpec:
+    return load_train_spec(ROOT / "skills" / skill / "train.yaml")
+
+
+def split_of(skill: str, options: argparse.Namespace) -> Split:
+    return load_rows(spec_of(skill), skill=ROOT / "skills" / skill, data_dir=options.data_dir)
+
+
+def only(skill: str, options: argparse.Namespace, source: DataSpec) -> Sequence[Row]:
+    """All rows of one source."""
+    whole = source.model_copy(update={"limit": None, "tuning": 0.0, "holdout": 0.0})
+    spec = spec_of(skill).model_copy(update={"data": (whole,)})
+    return load_rows(spec, skill=ROOT / "skills" / skill, data_dir=options.data_dir).train
+
+
+def compliance_review(options: argparse.Namespace) -> Iterable[Measured]:
+    known = next(s for s in spec_of("compliance-review").data if s.dataset == "contract_nli")
+    parts = {
+        split: only(
+            "compliance-review", options, known.model_copy(update={"options": {"split": split}})
+        )
+        for split in ("dev", "train_evidence")
+    }
+    yield "ContractNLI dev", parts["dev"], parts["train_evidence"]
+
+
+def contract_parsing(options: argparse.Namespace) -> Iterable[Measured]:
+    yield "CUAD held out", split_of("contract-parsing", options).holdout, ()
+
+
+def reporting(options: argparse.Namespace) -> Iterable[Measured]:
+    split = split_of("reporting", options)
+    held = [row for row in split.holdout if row.group.startswith("tosdr/")]
+    learnt = [row for row in split.train if row.group.startswith("tosdr/")]
+    yield "ToS;DR held out", held, learnt
+    plain = DataSpec(
+        dataset="tldrlegal", input={"quote": "original"}, expected={"statement": "summary"}
+    )
+    yield "tldrlegal", only("reporting", options, plain), learnt
+
+
+MEASURES: dict[str, Callable[[argparse.Namespace], Iterable[Measured]]] = {
+    "compliance-review": compliance_review,
+    "contract-parsing": contract_parsing,
+    "reporting": reporting,
+}
+
+
+# ---------------------------------------------------------------- what is said
+
+FLOORS = {
+    ("compliance-review", "accuracy"): 0.76,
+    ("compliance-review", "macro_f1"): 0.66,
+    ("contract-parsing", "aupr"): 0.30,
+    ("contract-parsing", "precision_at_80_recall"): 1e-9,
+}
+MARGINS = {
+    ("compliance-review", "prior", "accuracy"): 0.0,
+    ("compliance-review", "prior", "macro_f1"): 0.0,
+    ("reporting", "tf-idf", "rouge_l"): ADDS,
+    ("reporting", "tf-idf", "accuracy"): ADDS,
+    **{
+        (skill, "frozen", figure): ADDS
+        for skill, figure in (
+            ("compliance-review", "accuracy"),
+            ("contract-parsing", "aupr"),
+            ("reporting", "rouge_l"),
+        )
+    },
+}
+"""By how much the adapter must exceed another; the interval of the difference excludes zero."""
+MOST_ECE = 0.05
+
+
+def figures(where: str, found: Evaluation) -> list[Metric]:
+    """Each figure with its interval, then what the adapter adds to each of the others."""
+    skill, _, set_ = where.partition(", ")
+    metrics = [Metric(f"{where}, rows", found.rows), Metric(f"{where}, documents", found.documents)]
+    for subject, one in found.subjects.items():
+        for name, figure in one.figures.items():
+            if figure.value is None:
+                continue
+            called = f"{where}, {subject}, {name}"
+            judged = subject == "adapter"
+            floor = FLOORS.get((skill, name)) if judged else None
+            if floor is not None:
+                metrics.append(at_least(called, figure.value, floor))
+            elif judged and name == "ece":
+                metrics.append(at_most(called, figure.value, MOST_ECE))
+            else:
+                metrics.append(Metric(called, figure.value))
+            metrics += bounds(called, figure)
+        for name, figure in one.differences.items():
+            if figure.value is None:
+                continue
+            called = f"{where}, adapter over {subject}, {name}"
+            margin = MARGINS.get((skill, subject, name))
+            sure = figure.low is None or figure.low > 0
+            metrics.append(
+                Metric(called, figure.value)
+                if margin is None or set_ == "tldrlegal"
+                else Metric(
+                    called,
+                    figure.value,
+                    "",
+                    f">= {margin:g}, surely above 0",
+                    figure.value >= margin and sure,
+                )
+            )
+            metrics += bounds(called, figure)
+    return metrics
+
+
+def bounds(called: str, figure: Figure) -> list[Metric]:
+    ends = (("low", figure.low), ("high", figure.high))
+    return [Metric(f"{called}, {end}", value) for end, value in ends if value is not None]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
