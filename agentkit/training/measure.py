@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve
+from torch import Tensor
+from torch.nn import functional
 
 from agentkit.adapters.heads import ChoiceHead, SpanLabelHead
 from agentkit.skill.manifest import ChoiceAnswer, Manifest, MarksAnswer
@@ -116,13 +119,13 @@ def _labels(
 
 
 @torch.inference_mode()
-def shift_to_best_threshold(
-    model: PackModel, packs: Sequence[Pack], states: LowerStates, manifest: Manifest
-) -> None:
-    """Move each label's bias so that a score of 0.5 is its best F1 on the tuning rows.
+def calibrate(model: PackModel, packs: Sequence[Pack], states: LowerStates) -> None:
+    """Make a head's scores mean something, by the tuning rows; ranks stay as they are.
 
-    Ranks within a label stay as they are. Labels with fewer than five tuning examples share one
-    cut, the best for all of them together: their own would be noise.
+    A choice's probabilities are spread by a temperature (Guo et al., "On Calibration of Modern
+    Neural Networks", ICML 2017). Each label's bias, and that of evidence, moves so that a score of
+    0.5 is its best F1; labels with fewer than five examples share one cut, the best for all of them
+    together, for their own would be noise.
     """
     model.eval()
     if isinstance(model.head, SpanLabelHead) and packs:
@@ -139,15 +142,32 @@ def shift_to_best_threshold(
                     layer.bias[at] -= cut
     if isinstance(model.head, ChoiceHead) and packs:
         logits, held = [], []
+        choices, gold_choices = [], []
         for pack in packs:
             if pack.answer_at:
                 hidden = model.states(pack, states.get(pack))
-                _, evidence = model.head(*choice_features(pack, hidden))
+                choice, evidence = model.head(*choice_features(pack, hidden))
+                choices.append(choice)
+                gold_choices += pack.choice
                 logits.append(evidence.flatten().numpy())
                 held.append(pairs(pack.evidence, *evidence.shape).flatten().numpy())
+        if choices:
+            heat = temperature(torch.cat(choices), torch.tensor(gold_choices))
+            model.head.choice.weight.div_(heat)
+            model.head.choice.bias.div_(heat)
         if logits and np.concatenate(held).any():
             cut = _best_cut(np.concatenate(logits), np.concatenate(held))
             model.head.evidence_cut -= cut
+
+
+def temperature(logits: Tensor, gold: Tensor) -> float:
+    """What logits `(n, choices)` are to be divided by for the gold choices `(n,)` to be likeliest.
+
+    Between a fifth and five: of rows that are all answered right there would be no end to it.
+    """
+    tried = torch.logspace(math.log10(0.2), math.log10(5.0), 200)
+    losses = torch.stack([functional.cross_entropy(logits / heat, gold) for heat in tried])
+    return float(tried[int(losses.argmin())])
 
 
 def _best_cut(logits: _Array, gold: _Array) -> float:

@@ -39,7 +39,7 @@ from agentkit.skill.manifest_files import read_manifest
 from agentkit.training.attention import use_block_attention
 from agentkit.training.fitting import checkpoint_key, fit
 from agentkit.training.lower import LowerStates, layers_only, recomputed
-from agentkit.training.measure import measure_packs, shift_to_best_threshold
+from agentkit.training.measure import calibrate, measure_packs
 from agentkit.training.methods import Attached, attach, start_from
 from agentkit.training.model import PackModel
 from agentkit.training.packs import Pack, Packer
@@ -155,7 +155,7 @@ def train_skill(
                 pack_model, train_packs, states, spec, checkpoints=checkpoints, console=console
             )
         pack_model.eval()
-        shift_to_best_threshold(pack_model, tuning_packs, states, manifest)
+        calibrate(pack_model, tuning_packs, states)
         after = measure_packs(pack_model, tuning_packs, states, manifest)
     folder = _save(skill, attached, pack_model.head, fingerprint, getattr(torch, spec.dtype))
     shutil.rmtree(checkpoints.parent, ignore_errors=True)
