@@ -26,8 +26,11 @@ class Settings(BaseSettings):
     """`tuned` (the head that ships with the package), `none`, the file of a head of your own,
     `skill:NAME` (a skill that points at evidence), or a sentence-transformers CrossEncoder: a
     folder, or a hub id whose files are in the local cache."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Computing type of the backbone; `float32` is the exact one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Computing type of the backbone. `auto` is what measures fastest in each phase: on a CPU with
+    bfloat16 instructions, reading in bfloat16 and writing few rows with an int8 copy of the
+    weights; on another one float32; on a GPU bfloat16, or float16 where it lacks that. `float32`
+    is the exact one."""
     device: str = "cpu"
     threads: int | None = None
     """Threads of torch; None leaves torch's own choice."""
@@ -65,6 +68,11 @@ class Settings(BaseSettings):
     @property
     def indexes_dir(self) -> Path:
         return self.home / "indexes"
+
+    @property
+    def vectors_db(self) -> Path:
+        """Vectors of the skills' utterances, by encoder and text."""
+        return self.home / "vectors.sqlite"
 
     @property
     def learnt_file(self) -> Path:

@@ -23,6 +23,7 @@ BENCHMARKS = (
     "switching",
     "loading",
     "decoding",
+    "precision",
     "mixed_batch",
     "shared_prefix",
     "concurrency",

@@ -2,7 +2,8 @@
 
 LoRA on all layers, LoRA on the upper third and activated LoRA, rank 16, float32. First every
 request is answered alone; then all of them at once from 8 threads through this engine, and through
-PEFT behind one lock, as its `set_adapter` demands.
+PEFT behind one lock, as its `set_adapter` demands; and, where it is installed, those of plain LoRA
+through vLLM, which gets the same folders and all requests at once.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from common import Metric, arguments, at_least, finish
 from engine_common import backbone_folder, exact_backbone, peft_model, random_skills
+from peers.installed import vllm_arguments, vllm_seconds
 
 from agentkit.engine.engine import Engine
 from agentkit.prompt import build_prompt
@@ -29,11 +31,14 @@ from agentkit.skill.folder import Skill, load_skill
 from agentkit.types import EncodedPrompt, Generation, Request
 
 THREADS, SKILLS, WORDS = 8, 8, 8
+PLAIN = 6
+"""The first so many skills are plain LoRA; the others are activated."""
 
 
 def main() -> int:
     parser = arguments(__doc__ or "")
     parser.add_argument("--requests", type=int, default=200)
+    vllm_arguments(parser)
     options = parser.parse_args()
     base = backbone_folder()
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
@@ -62,11 +67,23 @@ def main() -> int:
         answer = behind_lock(peft_model(base, skills), skills, prompts, own)
         answers, peer = from_threads(answer, len(prompts))
         same = sum(a == b for a, b in zip(alone, answers, strict=True)) / len(alone)
+        served = [at for at in range(len(prompts)) if own[at] < PLAIN]
+        order = {
+            "model": str(base),
+            "dtype": "float32",
+            "rank": 16,
+            "context": 2048,
+            "words": WORDS,
+            "adapters": {skill.name: str(skill.path) for skill in skills[:PLAIN]},
+            "requests": [[skills[own[at]].name, list(prompts[at].ids)] for at in served],
+        }
+        vllm = vllm_seconds(options.vllm, order)
     metrics = [
         Metric("mismatches", mismatches, "", "0", mismatches == 0),
         Metric("requests_per_second", len(prompts) / ours, "/s"),
         Metric("peft_requests_per_second", len(prompts) / peer, "/s"),
         Metric("answers_as_peft", same),
+        Metric("vllm_requests_per_second", len(served) / vllm["seconds"] if vllm else None, "/s"),
         at_least("throughput_over_peft", peer / ours, 2, "x"),
     ]
     return finish("concurrency", metrics, options.json)

@@ -15,7 +15,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
 from common import Metric, arguments, at_least, finish, need
 from peers.contract_pipeline import Pipeline
 from rich.console import Console
@@ -59,7 +58,7 @@ def main() -> int:
             models.resolve(settings.backbone, settings, "backbone"),
             {step: ROOT / "skills" / name for step, name in SKILLS.items()},
             kit.retriever,
-            dtype=getattr(torch, settings.dtype),
+            dtype=kit.engine.backbone.dtype,
             window=settings.document_window,
             budget=settings.excerpt_budget,
             explained=EXPLAINED,

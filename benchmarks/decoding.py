@@ -1,7 +1,8 @@
 """Prefill and decoding of one row with one skill (rank 16, all seven modules).
 
 In float32 over the bare backbone and over PEFT with the same adapter, the sides run in turn; then
-the default precision with the skill over transformers' own float32 backbone. Decoding one row is
+the default precision with the skill over transformers' own float32 backbone, and llama.cpp with
+four-bit weights beside them where it is installed. Decoding one row is
 bound by memory: its share of the bandwidth that a plain sum over as many bytes reaches is given.
 """
 
@@ -23,6 +24,7 @@ from engine_common import (
     plain_model,
     random_skills,
 )
+from peers.installed import llama_arguments, llama_sides
 from transformers import DynamicCache
 
 from agentkit.engine.activation import Slots
@@ -39,6 +41,7 @@ def main() -> int:
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tokens", type=int, default=8, help="written in each timing")
+    llama_arguments(parser)
     options = parser.parse_args()
     base, context = backbone_folder(), options.context
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
@@ -59,6 +62,10 @@ def main() -> int:
         for name, model in (("peft", peer), ("transformers", plain)):
             read[name] = peer_reader(model, context)
             write[name] = peer_writer(model, context, options.tokens)
+        room = options.tokens * (options.rounds + 1)  # one round is to warm up
+        llama = llama_sides(options.gguf, prompt(context), options.tokens, room)
+        if llama:
+            read["llama_cpp"], write["llama_cpp"] = llama["read"], llama["write"]
         reading = in_turn(read, rounds=options.rounds)
         writing = in_turn(write, rounds=options.rounds)
         bandwidth = memory_bandwidth()
@@ -70,6 +77,8 @@ def main() -> int:
     metrics += [
         Metric(f"{name}_decode", 1 / value, "tokens/s") for name, value in per_token.items()
     ]
+    for phase in ("prefill", "decode") if not llama else ():
+        metrics.append(Metric(f"llama_cpp_{phase}", None, "tokens/s"))
     metrics += [
         at_most("prefill_over_bare", reading["skill"] / reading["bare"], 1.08, "x"),
         at_most("decode_over_bare", writing["skill"] / writing["bare"], 1.08, "x"),

@@ -173,6 +173,10 @@ class BottleneckConfig(_Config):
     (https://arxiv.org/abs/1902.00751) put one after attention and one after the feed-forward
     sub-layer, Pfeiffer et al. 2020 (https://arxiv.org/abs/2005.00247) after the feed-forward one
     alone; parallel ones are He et al.'s (https://arxiv.org/abs/2110.04366).
+
+    PEFT cannot load this kind or the hybrid: `peft.utils.register_peft_method` takes the members of
+    its own `PeftType` enumeration alone, and its tuners replace layers that give one tensor, which
+    an attention sub-layer does not.
     """
 
     peft_type: Literal["BOTTLENECK"] = "BOTTLENECK"

@@ -15,9 +15,12 @@ from transformers.pytorch_utils import Conv1D
 from agentkit.adapters.layers import ModuleSpec
 from agentkit.adapters.weights import LoraPair
 
+_FEW = 32
+"""Tokens that are multiplied in float32 where the factors are held so."""
+
 
 class LoraDelta:
-    """Adds `scaling * (x @ a.T) @ b.T` to a module's outputs, in the backbone's type."""
+    """Adds `scaling * (x @ a.T) @ b.T` to a module's outputs; `dtype` is what it is held in."""
 
     __slots__ = ("down", "up")
 
@@ -46,7 +49,7 @@ class LoraDelta:
 
 
 class DoraDelta:
-    """Turns `W x + bias` into `scale * (W x + scaling * b a x) + bias`, in the backbone's type.
+    """Turns `W x + bias` into `scale * (W x + scaling * b a x) + bias`; held in `dtype`.
 
     `scale` is the trained magnitude over the norm of each row of `W + scaling * b a`. The weights
     are frozen, so it is computed once, in float32.
@@ -127,8 +130,22 @@ def dora_deltas(
     return {name: DoraDelta(pair, modules[name].module, dtype) for name, pair in pairs.items()}
 
 
+def add_low_rank(inputs: Tensor, down: Tensor, up: Tensor, outputs: Tensor) -> None:
+    """Add `(inputs @ down.T) @ up` to `outputs`, both `(tokens, width)`, in place.
+
+    Factors held in float32 beside narrower states multiply a few tokens as they are (torch's
+    narrow products on a CPU take longer to set up than these take at all) and many as the states.
+    """
+    if down.dtype != inputs.dtype:
+        if len(inputs) <= _FEW:
+            outputs.add_(inputs.to(down.dtype).mm(down.t()).mm(up))
+            return
+        down, up = down.to(inputs.dtype), up.to(inputs.dtype)
+    outputs.addmm_(linear(inputs, down), up)
+
+
 def _add_product(inputs: Tensor, down: Tensor, up: Tensor, outputs: Tensor) -> Tensor:
-    low = linear(inputs, down)
-    flat = outputs.view(-1, outputs.shape[-1])
-    flat.addmm_(low.view(-1, low.shape[-1]), up)
+    add_low_rank(
+        inputs.reshape(-1, inputs.shape[-1]), down, up, outputs.view(-1, outputs.shape[-1])
+    )
     return outputs

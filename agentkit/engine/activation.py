@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from itertools import count
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from agentkit.adapters.layers import ModuleSpec
 from agentkit.engine.mixing import Gathers, MixedPlan, Segment, merged
@@ -43,15 +43,16 @@ class Activation:
 class AdaptedForward:
     """Stateful: takes the place of a module's `forward` and holds its adapters by slot."""
 
-    __slots__ = ("_activation", "_forward", "_name", "deltas")
+    __slots__ = ("_activation", "_forward", "_name", "_own", "deltas")
 
-    def __init__(
-        self, name: str, forward: Callable[[Tensor], Tensor], activation: Activation
-    ) -> None:
+    def __init__(self, name: str, module: nn.Module, activation: Activation) -> None:
+        """Puts itself into the module."""
         self._name = name
-        self._forward = forward
         self._activation = activation
         self.deltas: dict[int, Delta] = {}
+        self._own = "forward" not in vars(module)
+        self._forward: Callable[[Tensor], Tensor] = module.forward
+        module.forward = self
 
     def __call__(self, input: Tensor) -> Tensor:
         outputs = self._forward(input)
@@ -59,6 +60,13 @@ class AdaptedForward:
             return self._activation.plan.apply(self._name, self.deltas, input, outputs)
         delta = self.deltas.get(self._activation.slot)  # type: ignore[arg-type]
         return outputs if delta is None else delta(input, outputs)
+
+    def restore(self, module: nn.Module) -> None:
+        """Leave the module as it was before."""
+        if self._own:
+            del module.forward  # the class's own comes back
+        else:
+            module.forward = self._forward
 
 
 class Slots:
@@ -80,9 +88,7 @@ class Slots:
         for name, delta in deltas.items():
             wrapped = self._wrapped.get(name)
             if wrapped is None:
-                module = self._modules[name].module
-                wrapped = AdaptedForward(name, module.forward, self._activation)
-                module.forward = wrapped
+                wrapped = AdaptedForward(name, self._modules[name].module, self._activation)
                 self._wrapped[name] = wrapped
             wrapped.deltas[slot] = delta
         return slot
@@ -95,7 +101,7 @@ class Slots:
         for name, wrapped in list(self._wrapped.items()):
             wrapped.deltas.pop(slot, None)
             if not wrapped.deltas:
-                del self._modules[name].module.forward  # the class's own comes back
+                wrapped.restore(self._modules[name].module)
                 del self._wrapped[name]
 
     def release(self) -> None:

@@ -111,9 +111,9 @@ def _attend(
     if shared > 1 and plain and tokens <= _FEW and mask is not None:
         # Otherwise every key and value would be copied for each head that shares it.
         grouped = query.reshape(batch, key.shape[1], shared * tokens, width)
-        out = scaled_dot_product_attention(
-            grouped, key, value, attn_mask=mask.repeat(1, 1, shared, 1), scale=scaling
-        )
+        # One token's mask is the same for all of them, which takes no copy.
+        own = mask.expand(-1, -1, shared, -1) if tokens == 1 else mask.repeat(1, 1, shared, 1)
+        out = scaled_dot_product_attention(grouped, key, value, attn_mask=own, scale=scaling)
         return out.reshape(batch, heads, tokens, value.shape[-1]).transpose(1, 2).contiguous()
     found: Tensor
     found, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)

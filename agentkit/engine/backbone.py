@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -19,18 +19,13 @@ from transformers.utils import logging as hf_logging
 from agentkit.adapters.layers import ModuleSpec, adaptable_modules
 from agentkit.engine.attention import NAME, register
 from agentkit.engine.depth import decoder_layers, only_layers
+from agentkit.engine.precision import DtypeName, Int8Writing, computing_type, writes_in_int8
 from agentkit.errors import ModelError
 from agentkit.modelfolder import check_folder, fingerprint
 
-DtypeName: TypeAlias = Literal["float32", "bfloat16", "float16"]
 Mask: TypeAlias = Tensor | dict[str, Tensor] | None
 """What the model takes as attention mask: `(1, 1, queries, keys)`, by kind where there are kinds;
 None is causal."""
-DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 _ATTENTION = {"full_attention", "sliding_attention"}
 _FALLBACK_CONTEXT = 2048
 
@@ -82,6 +77,7 @@ class Backbone:
     fingerprint: str
     """Of the source tensors, before any cast."""
     dtype: torch.dtype
+    """Of the weights, the states, and the keys and values."""
     device: torch.device
     eos_ids: frozenset[int]
     context: int
@@ -97,6 +93,25 @@ class Backbone:
     """Empty where the architecture has one kind of attention in all layers."""
     decoder: nn.ModuleList | None
     """Its layers, in order; None where the architecture keeps them otherwise."""
+    int8: Int8Writing | None = None
+    """Copies of the weights that steps of few rows are written with."""
+
+    @property
+    def adapter_dtype(self) -> torch.dtype:
+        """What low-rank products are held in: torch multiplies a few rows fastest in float32."""
+        return torch.float32 if self.int8 else self.dtype
+
+    @property
+    def weight_bytes(self) -> Mapping[str, int]:
+        """Memory of the weights, by the type that they are held in."""
+        held = {
+            str(self.dtype).removeprefix("torch."): sum(p.nbytes for p in self.model.parameters())
+        }
+        return held | ({"int8": self.int8.nbytes} if self.int8 else {})
+
+    def writing(self, rows: int | None) -> AbstractContextManager[None]:
+        """Within it, one forward writes a token in each of `rows`; None is a forward that reads."""
+        return self.int8.step(rows) if self.int8 else nullcontext()
 
     @property
     def attends_trees(self) -> bool:
@@ -211,7 +226,8 @@ def load_backbone(
 ) -> Backbone:
     """The model of a folder, from its safetensors alone, with the network left alone.
 
-    `threads` sets torch's, for the whole process. Raises `ModelError` where the folder asks for
+    `threads` sets torch's, for the whole process. `dtype="auto"` is what measures fastest in each
+    phase (see `precision`); "float32" is exact. Raises `ModelError` where the folder asks for
     remote code, lacks weights, holds an architecture that is not a decoder with attention layers,
     or has no fast tokenizer.
     """
@@ -219,12 +235,13 @@ def load_backbone(
     if threads is not None:
         torch.set_num_threads(threads)
     where = str(folder)
+    computes_in = computing_type(dtype, device)
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         with without_progress_bars():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
-                dtype=DTYPES[dtype],
+                dtype=computes_in,
                 use_safetensors=True,
                 attn_implementation=attention,
                 output_loading_info=True,
@@ -265,22 +282,25 @@ def load_backbone(
     window: int | None = getattr(config, "sliding_window", None) or None
     if kinds and "sliding_attention" not in kinds:
         window = None
+    model.eval().requires_grad_(False)
+    modules = adaptable_modules(model, layers)
     return Backbone(
-        model=model.eval().requires_grad_(False),
+        model=model,
         tokenizer=SharedTokenizer(tokenizer),
         folder=folder,
         fingerprint=fingerprint(folder),
-        dtype=DTYPES[dtype],
+        dtype=computes_in,
         device=torch.device(device),
         eos_ids=_ends(model, tokenizer),
         context=_context(config),
         hidden=int(config.hidden_size),
         layers=layers,
         vocabulary=vocabulary,
-        modules=adaptable_modules(model, layers),
+        modules=modules,
         sliding_window=window,
         layer_types=kinds,
         decoder=decoder_layers(model, layers),
+        int8=Int8Writing(modules) if writes_in_int8(dtype, device) else None,
     )
 
 

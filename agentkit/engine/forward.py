@@ -39,7 +39,7 @@ def logits(
         offset += len(tree.ids)
     ids, positions = _tokens(backbone, trees)
     where = torch.tensor(wanted, device=backbone.device)
-    with slots.mixed(segments):
+    with slots.mixed(segments), backbone.writing(_rows(trees)):
         if len(trees) == 1:
             found = backbone.logits(
                 ids,
@@ -61,6 +61,12 @@ def logits(
     for tree in trees:
         tree.computed()
     return list(torch.split(found, [len(own) for own in at]))
+
+
+def _rows(trees: Sequence[PackedRows]) -> int | None:
+    """Rows that wait, if each has one token; None if the forward reads."""
+    rows = [tree.writes for tree in trees if tree.ids]
+    return None if None in rows else sum(row or 0 for row in rows)
 
 
 def _tokens(backbone: Backbone, trees: Sequence[PackedRows]) -> tuple[Tensor, Tensor]:

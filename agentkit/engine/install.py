@@ -92,6 +92,11 @@ class LoadedSkill:
     invocation_tokens: tuple[int, ...] = ()
     """What an activated adapter was trained to start at: how the backbone's invocation begins."""
 
+    @property
+    def virtual_tokens(self) -> int:
+        """Positions that come before every prompt; they count in the context."""
+        return self.prefix_states[0][0].shape[-2] if self.prefix_states else 0
+
 
 def prepare(skill: Skill, backbone: Backbone) -> PreparedSkill:
     """Read a skill's adapter and head; touches no module, so any thread may do it.
@@ -140,9 +145,9 @@ def _deltas(adapter: Adapter, backbone: Backbone, where: str) -> dict[str, Delta
         }
         check_against_modules(adapter.pairs, linear, lora, where=where)
         if lora.use_dora:
-            found.update(dora_deltas(adapter.pairs, backbone.modules, backbone.dtype))
+            found.update(dora_deltas(adapter.pairs, backbone.modules, backbone.adapter_dtype))
         else:
-            found.update(lora_deltas(adapter.pairs, backbone.dtype, backbone.device))
+            found.update(lora_deltas(adapter.pairs, backbone.adapter_dtype, backbone.device))
     bottleneck = config.bottleneck if isinstance(config, HybridConfig) else config
     if isinstance(bottleneck, BottleneckConfig):
         check_bottlenecks(adapter.bottlenecks, backbone.modules, bottleneck, where=where)

@@ -92,9 +92,12 @@ def make_job(
     prompt, total = request.prompt, len(request.prompt.ids)
     if total == 0:
         raise LimitError("the prompt is empty")
-    if total > backbone.context:
+    virtual = skill.virtual_tokens if skill else 0
+    context = backbone.context - virtual
+    room = f"{context}, because the skill's prefix takes {virtual}" if virtual else f"{context}"
+    if total > context:
         raise LimitError(
-            f"the prompt has {total} tokens, the backbone's context {backbone.context}",
+            f"the prompt has {total} tokens, the backbone's context {room}",
             hint="give less context (retrieval.window, retrieval.budget) or a shorter input",
         )
     head = skill.head if skill else None
@@ -110,12 +113,10 @@ def make_job(
     elif request.choices is not None:
         kind = "score"
         choices = _choice_ids(request.choices, backbone)
-        if (longest := total + max(map(len, choices))) > backbone.context:
-            raise LimitError(
-                f"prompt and choice have {longest} tokens, the context {backbone.context}"
-            )
+        if (longest := total + max(map(len, choices))) > context:
+            raise LimitError(f"prompt and choice have {longest} tokens, the context {room}")
     else:
-        max_tokens = _answer_limit(request, total, backbone)
+        max_tokens = _answer_limit(request, total, context)
         if request.schema is not None:
             constraint = grammars.constraint(request.schema, max_tokens)
     prefix, stem = _layout(prompt, kind, skill)
@@ -147,18 +148,16 @@ def _layout(prompt: EncodedPrompt, kind: Kind, skill: LoadedSkill | None) -> tup
     return (question, 0) if question >= SHARED_LEAST else (0, 0)
 
 
-def _answer_limit(request: Request, total: int, backbone: Backbone) -> int:
+def _answer_limit(request: Request, total: int, context: int) -> int:
     wanted = request.generation.max_tokens
-    if not 0 < wanted <= backbone.context:
+    if not 0 < wanted <= context:
+        raise LimitError(f"max_tokens is {wanted}; it must be from 1 to the context's {context}")
+    if total >= context:
         raise LimitError(
-            f"max_tokens is {wanted}; it must be from 1 to the context's {backbone.context}"
-        )
-    if total >= backbone.context:
-        raise LimitError(
-            f"the prompt fills the whole context of {backbone.context} tokens",
+            f"the prompt fills the whole context of {context} tokens",
             hint="give less context, so that an answer fits",
         )
-    return min(wanted, backbone.context - total)
+    return min(wanted, context - total)
 
 
 def _choice_ids(choices: tuple[str, ...], backbone: Backbone) -> tuple[tuple[int, ...], ...]:

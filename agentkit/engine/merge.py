@@ -15,8 +15,9 @@ from torch import nn
 from agentkit.adapters.kinds import Kind, LoraConfig
 from agentkit.adapters.lora import adapted_weight, dora_scale, frozen_weight
 from agentkit.adapters.weights import load_adapter
-from agentkit.engine.backbone import Backbone, DtypeName, load_backbone, without_progress_bars
+from agentkit.engine.backbone import Backbone, load_backbone, without_progress_bars
 from agentkit.engine.install import prepare
+from agentkit.engine.precision import DTYPES, TypeName
 from agentkit.errors import AdapterError, InputError
 from agentkit.skill.folder import Skill
 
@@ -30,7 +31,7 @@ NOT_MERGED: dict[Kind, str] = {
 """Why a kind of adapter has no merged form."""
 
 
-def merge(skill: Skill, backbone: Path, out: Path, *, dtype: DtypeName = "float32") -> None:
+def merge(skill: Skill, backbone: Path, out: Path, *, dtype: TypeName = "float32") -> None:
     """Write the merged model to `out`, as transformers loads it: weights, config and tokenizer.
 
     `backbone` is the model's folder. Products are added in float32 and stored as `dtype`. A task
@@ -58,7 +59,7 @@ def merge(skill: Skill, backbone: Path, out: Path, *, dtype: DtypeName = "float3
             if pair.magnitude is not None:
                 merged *= dora_scale(pair, weight)[:, None]
             weight.copy_(merged)
-    model.model.to(getattr(torch, dtype))
+    model.model.to(dtype=DTYPES[dtype])  # type: ignore[call-arg]
     with _whole(out) as folder, without_progress_bars():
         model.model.save_pretrained(folder)
         model.tokenizer.raw.save_pretrained(folder)

@@ -197,9 +197,13 @@ class MixedPlan:
     def _apply_gathered(
         self, run: _Run, gathered: Gathered, inputs: Tensor, outputs: Tensor
     ) -> None:
-        low = linear(inputs[0, run.start : run.stop], gathered.down)
+        low = linear(inputs[0, run.start : run.stop].to(gathered.down.dtype), gathered.down)
         low.masked_fill_(self._others(run, gathered.columns, low), 0)
-        outputs[0, run.start : run.stop].addmm_(low, gathered.up)
+        own = outputs[0, run.start : run.stop]
+        if low.dtype == own.dtype:
+            own.addmm_(low, gathered.up)
+        else:
+            own.add_(low @ gathered.up)
 
     def _others(self, run: _Run, columns: tuple[tuple[int, int, int], ...], like: Tensor) -> Tensor:
         key = (run.start, columns)

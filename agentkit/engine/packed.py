@@ -138,6 +138,11 @@ class PackedRows:
         self._computed = self._taken
 
     @property
+    def writes(self) -> int | None:
+        """Rows that wait, if each has one token to be computed; None if one has more."""
+        return len(self._new) if len(self._new) == len(self.ids) else None
+
+    @property
     def fresh(self) -> bool:
         """Whether what waits is one plain sequence from the very start."""
         return self._computed == 0 and len(self._new) == 1

@@ -60,7 +60,7 @@ class Reader:
         nothing = torch.zeros(
             0, self._backbone.hidden, device=self._backbone.device, dtype=self._backbone.dtype
         )
-        return PrefixStates(skill.prefix_states[0][0].shape[-2], nothing, skill.prefix_states)
+        return PrefixStates(skill.virtual_tokens, nothing, skill.prefix_states)
 
     def known(
         self,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_material import QUESTIONS, Prompts
+from engine_material import QUESTIONS, Prompts, done, plain_prompt
 from family_material import greedy, make_backbone, peft_configs, peft_folder
 from peft import PeftModel
 from safetensors.torch import save_file
@@ -22,11 +22,12 @@ from agentkit.adapters.shapes import lora_key
 from agentkit.adapters.weights import load_adapter
 from agentkit.engine.backbone import load_backbone
 from agentkit.engine.engine import Engine
+from agentkit.errors import LimitError
 from agentkit.prompt import frame_of
 from agentkit.settings import Settings
 from agentkit.skill.folder import load_skill
 from agentkit.testing import tiny_choice_head
-from agentkit.types import Generation, Request
+from agentkit.types import Completion, Generation, Request
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 TOKENS = 5
@@ -158,3 +159,24 @@ def test_kinds_say_what_they_are_and_cost(engine: Engine, folders: dict[str, Pat
         assert loaded.starts_at_invocation == (kind == "activated")
         stored = (folder / "adapter_model.safetensors").stat().st_size
         assert 0.5 * stored < loaded.nbytes < 1.2 * stored
+
+
+def test_a_prefix_takes_its_part_of_the_context(engine: Engine, folders: dict[str, Path]) -> None:
+    digest = load_skill(folders["prefix"]).digest
+    virtual = engine.loaded[digest].virtual_tokens
+    assert virtual > 0
+    room = engine.context - virtual
+
+    def ask(length: int, **options: object) -> Completion:
+        return done(engine, Request(plain_prompt((7,) * length), adapter=digest, **options))
+
+    completion = ask(room - 3, generation=Generation(max_tokens=100))
+    assert 0 < completion.usage.completion_tokens <= 3
+    with pytest.raises(LimitError, match=f"fills the whole context of {room}"):
+        ask(room)
+    with pytest.raises(LimitError, match=f"context {room}, because the skill's prefix takes"):
+        ask(room + 1)
+    with pytest.raises(LimitError, match=f"the context {room}"):
+        ask(room - 1, choices=("yes, it is", "no"))
+    bare = Request(plain_prompt((7,) * (room + 1)), generation=Generation(max_tokens=1))
+    assert done(engine, bare).usage.completion_tokens <= 1
