@@ -136,7 +136,7 @@ class Kit:
         from agentkit.routing.encoder import SentenceEncoder
 
         folder = models.resolve(self.settings.encoder, self.settings, "encoder", self._progress)
-        return SentenceEncoder(folder)
+        return SentenceEncoder(folder, kept=self.settings.vectors_db)
 
     @_part
     def engine(self) -> Engine:

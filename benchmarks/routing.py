@@ -8,20 +8,25 @@ train, val, out-of-scope train and out-of-scope val splits, in the folder `clinc
 has no row in `--train` count as out of scope.
 
 Beside the controller stand, on the same embeddings, a logistic head and centroids, and where it is
-installed the package semantic-router. Then come the shipped skills among distractors
-(`routing_tasks/`: what was tuned on is the half so marked), and times on one core.
+installed (or in the Python that `--semantic-router` names) the package semantic-router. Then come
+harder splits of the same rows (few of the intents, with few utterances, are skills; all others are
+for none, and nobody says so), the shipped skills among distractors (`routing_tasks/`: what was
+tuned on is the half so marked), and times on one core.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +49,7 @@ from agentkit.training.datasets import read_jsonl
 from agentkit.types import Query
 
 ROOT = Path(__file__).resolve().parent.parent
+PEER = Path(__file__).resolve().parent / "peers" / "semantic_router_routes.py"
 TASKS = Path(__file__).resolve().parent / "routing_tasks"
 STEPS = {
     "parse": "contract-parsing",
@@ -54,8 +60,10 @@ STEPS = {
 """The skill that each step of the shipped workflow is for."""
 FEW = 10
 DRAWS = 3
+STRESS_SKILLS, STRESS_UTTERANCES = (20, 50), 5
 RESAMPLES = 1000
 TIMED = 60
+REFITS = 5
 
 Flags = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -88,6 +96,9 @@ def main() -> int:
     parser = arguments(__doc__ or "")
     for name in ("train", "test", "oos-train", "oos-test"):
         parser.add_argument(f"--{name}", type=Path, help='rows {"text", "intent"} (JSON lines)')
+    parser.add_argument(
+        "--semantic-router", type=Path, help="a Python that has the package semantic-router"
+    )
     options = parser.parse_args()
     if (options.train is None) != (options.test is None):
         parser.error("--train and --test belong together")
@@ -100,7 +111,8 @@ def main() -> int:
     if split is None:
         console.print(f"skipped: no CLINC150 at {options.data_dir} (give --data-dir)")
     else:
-        metrics += intents(split, encoder, judge=not own)
+        metrics += intents(split, encoder, options.semantic_router, judge=not own)
+        metrics += harder(split, encoder)
     metrics += shipped(encoder)
     metrics += times(split.train if split else {}, encoder)
     return finish("routing", metrics, options.json)
@@ -139,7 +151,9 @@ def split_of(train: Path, test: Path, oos_train: Path | None, oos_test: Path | N
 # ---------------------------------------------------------------- intents
 
 
-def intents(split: Split, encoder: SentenceEncoder, *, judge: bool) -> list[Metric]:
+def intents(
+    split: Split, encoder: SentenceEncoder, peer: Path | None, *, judge: bool
+) -> list[Metric]:
     """The rows of the controller, then those of each baseline under its name."""
     counts = [len(own) for own in split.train.values()]
     console.print(
@@ -147,6 +161,10 @@ def intents(split: Split, encoder: SentenceEncoder, *, judge: bool) -> list[Metr
         f"{len(split.test)} test rows; {len(split.oos_train)} to learn from and "
         f"{len(split.oos_test)} to test on are out of scope"
     )
+    if peer is None and importlib.util.find_spec("semantic_router") is not None:
+        peer = Path(sys.executable)
+    if peer is None:
+        console.print("semantic-router is not installed (see --semantic-router): no rows for it")
     ours = controller_outcome(split.train, split, encoder)
     rows = rows_of(ours, judge=judge)
     few: dict[str, list[float]] = defaultdict(list)
@@ -155,6 +173,9 @@ def intents(split: Split, encoder: SentenceEncoder, *, judge: bool) -> list[Metr
         few[""].append(float(controller_outcome(chosen, split, encoder).right.mean()))
         few["logistic."].append(float(logistic(chosen, split, encoder).right.mean()))
         few["centroids."].append(float(centroids(chosen, split, encoder).right.mean()))
+        if peer is not None:
+            other = semantic_router(replace(split, train=chosen, oos_test=[]), encoder, peer)
+            few["semantic_router."].append(float(other.right.mean()))
     name = f"in_scope_accuracy_{FEW}_utterances"
     mean = statistics.fmean(few[""])
     rows.append(at_least(name, mean, 0.925) if judge else Metric(name, mean))
@@ -162,18 +183,64 @@ def intents(split: Split, encoder: SentenceEncoder, *, judge: bool) -> list[Metr
     for prefix, baseline in (("logistic.", logistic), ("centroids.", centroids)):
         rows += rows_of(baseline(split.train, split, encoder), prefix=prefix, brief=True)
         rows.append(Metric(prefix + name, statistics.fmean(few[prefix])))
-    if importlib.util.find_spec("semantic_router") is not None:
-        rows += rows_of(semantic_router(split, encoder), prefix="semantic_router.")
-    else:
-        console.print("semantic-router is not installed: no rows for it")
+    if peer is not None:
+        theirs = rows_of(semantic_router(split, encoder, peer), prefix="semantic_router.")
+        theirs.append(Metric(f"semantic_router.{name}", statistics.fmean(few["semantic_router."])))
+        rows += [beaten(row, rows) for row in theirs]
     return rows
 
 
-def fewer(train: Mapping[str, list[str]], draw: np.random.Generator) -> dict[str, list[str]]:
+def beaten(row: Metric, ours: Sequence[Metric]) -> Metric:
+    """A figure of another router, with the target that ours is higher."""
+    own = {metric.name: metric.value for metric in ours}.get(row.name.partition(".")[2])
+    if own is None or row.value is None or row.name.endswith((".low", ".high")):
+        return row
+    return Metric(row.name, row.value, row.unit, f"< {own:.4g}", row.value < own)
+
+
+def fewer(
+    train: Mapping[str, list[str]], draw: np.random.Generator, count: int = FEW
+) -> dict[str, list[str]]:
     return {
-        name: [own[k] for k in sorted(draw.permutation(len(own))[:FEW])]
+        name: [own[k] for k in sorted(draw.permutation(len(own))[:count])]
         for name, own in train.items()
     }
+
+
+def harder(split: Split, encoder: SentenceEncoder) -> list[Metric]:
+    """Means over draws of the intents that are skills and of their utterances; the rows of all
+    other intents are out of scope like those that were."""
+    rows: list[Metric] = []
+    for count in STRESS_SKILLS:
+        if count >= len(split.train):
+            continue
+        found: dict[str, list[float]] = defaultdict(list)
+        for number in range(DRAWS):
+            draw = np.random.default_rng(number)
+            names = [
+                list(split.train)[k] for k in sorted(draw.permutation(len(split.train))[:count])
+            ]
+            own = {name: split.train[name] for name in names}
+            others = [text for text, intent in split.test if intent not in own]
+            part = Split(
+                fewer(own, draw, STRESS_UTTERANCES),
+                [row for row in split.test if row[1] in own],
+                [],
+                [*others, *split.oos_test],
+            )
+            for prefix, outcome in (
+                ("", controller_outcome(part.train, part, encoder)),
+                ("logistic.", logistic(part.train, part, encoder)),
+            ):
+                for metric in rows_of(outcome, prefix=prefix, brief=bool(prefix)):
+                    if metric.value is not None:
+                        found[metric.name].append(metric.value)
+        rows += [
+            Metric(f"harder_{count}_skills_of_{STRESS_UTTERANCES}.{name}", statistics.fmean(values))
+            for name, values in found.items()
+            if not name.endswith((".low", ".high"))
+        ]
+    return rows
 
 
 def controller_outcome(
@@ -235,47 +302,32 @@ def best_of(
     )
 
 
-def semantic_router(split: Split, encoder: SentenceEncoder) -> Outcome:
-    """The package's router (1.x) over the same vectors.
-
-    Its own `fit` calibrates it, on a fifth of the training utterances, held out of its index, and
-    on what is out of scope; it abstains where it is then wrong more likely than right.
-    """
-    from semantic_router import IndexedRouter, Route
-    from semantic_router.encoders.base import DenseEncoder
-
-    class Ours(DenseEncoder):
-        """Their interface over our vectors."""
-
-        def __call__(self, docs: list[str]) -> list[list[float]]:
-            return encoder.encode([str(text) for text in docs]).tolist()
-
-        async def acall(self, docs: list[str]) -> list[list[float]]:
-            return self(docs)
-
-    def routes(rows: Callable[[list[str]], list[str]]) -> list[Route]:
-        return [Route(name=name, utterances=rows(own)) for name, own in split.train.items()]
-
-    part = IndexedRouter(
-        Ours(name="ours"), routes(lambda own: [text for k, text in enumerate(own) if k % 5] or own)
-    )
-    held_out = [(text, name) for name, own in split.train.items() for text in own[::5]]
-    taught = [*held_out, *((text, None) for text in split.oos_train)]
-    part.fit([text for text, _ in taught], [name for _, name in taught])
-    router = IndexedRouter(
-        Ours(name="ours"), routes(list), confidence_threshold=0.5, calibrator=part.calibrator
-    )
-    inside = [router(text, threshold=0.0) for text, _ in split.test]
-    outside = [router(text, threshold=0.0) for text in split.oos_test]
-    confidence = np.array([choice.confidence or 0.0 for choice in inside])
-    oos_confidence = np.array([choice.confidence or 0.0 for choice in outside])
-    right = [choice.name == want for choice, (_, want) in zip(inside, split.test, strict=True)]
+def semantic_router(split: Split, encoder: SentenceEncoder, python: Path) -> Outcome:
+    """The package's router over the same vectors, as `peers/semantic_router_routes.py` has it."""
+    test = [text for text, _ in split.test]
+    utterances = [text for own in split.train.values() for text in own]
+    every = list(dict.fromkeys([*utterances, *split.oos_train, *test, *split.oos_test]))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        np.savez(folder / "vectors.npz", texts=np.array(every), vectors=encoder.encode(every))
+        texts = {
+            "train": split.train,
+            "oos_train": split.oos_train,
+            "test": test,
+            "oos_test": split.oos_test,
+        }
+        (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
+        subprocess.run([python, PEER, folder], check=True, stdout=sys.stderr)
+        routes = json.loads((folder / "routes.json").read_text(encoding="utf-8"))
+    confidence = np.array([value for _, value in routes["test"]])
+    oos_confidence = np.array([value for _, value in routes["oos_test"]])
+    wanted = [want for _, want in split.test]
     return Outcome(
-        right=np.array(right),
+        right=np.array([n == want for (n, _), want in zip(routes["test"], wanted, strict=True)]),
         confidence=confidence,
-        accepted=confidence >= 0.5,
+        accepted=confidence >= routes["threshold"],
         oos_confidence=oos_confidence,
-        oos_accepted=oos_confidence >= 0.5,
+        oos_accepted=oos_confidence >= routes["threshold"],
     )
 
 
@@ -378,11 +430,14 @@ def times(train: Mapping[str, list[str]], encoder: SentenceEncoder) -> list[Metr
         controller = Controller(encoder)
         rows: list[Metric] = []
         if skills:
-            controller.fit(skills)
             utterances = [u for _, own in distractors().values() for u in own][:100]
-            began = time.perf_counter()
-            controller.fit({**skills, "one-more": ("One skill more", utterances)})
-            taken = time.perf_counter() - began
+            refits = []
+            for _ in range(REFITS):
+                controller.fit(skills)
+                began = time.perf_counter()
+                controller.fit({**skills, "one-more": ("One skill more", utterances)})
+                refits.append(time.perf_counter() - began)
+            taken = statistics.median(refits)
             unit = f"s, {len(skills)} skills and one more of {len(utterances)} utterances"
             rows.append(Metric("refit_seconds", taken, unit, "<= 1", taken <= 1.0))
         controller.fit(skills or distractors())

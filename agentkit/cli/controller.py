@@ -124,7 +124,7 @@ def _print_explained(explained: Mapping[str, Any]) -> None:
     threshold = explained["threshold"]
     if threshold is not None:
         typer.echo(
-            f"   a route needs a score of {threshold:.3f} and a lead of {explained['margin']:g} "
+            f"   a route needs a score of {threshold:.3f} and a lead of {explained['margin']:.3f} "
             "over the second"
         )
     if explained.get("belongs") is not None:

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from agentkit.routing.changes import Change, Probe, changes, utterance_probes
-from agentkit.routing.controller import AMBIGUITY_MARGIN, Controller, SkillText
+from agentkit.routing.controller import Controller, SkillText
+from agentkit.routing.thresholds import needed_lead
 from agentkit.types import Encoder, Json, Query, Route, Vectors
 
 __all__ = ["COLLIDES", "Clash", "Collisions", "Competitor", "find_collisions"]
@@ -187,7 +188,7 @@ def _clash(
     """The clash over a held-out request, if the rival would be chosen for it or comes too close to
     being so, or if it is the same request as one of the rival's."""
     score, other = route.scores[skill], route.scores[rival]
-    close = other > score - AMBIGUITY_MARGIN
+    close = score - other < needed_lead(score, other)
     claimed = close and score + other >= threshold and other >= threshold / 2
     if not claimed and near[1] < SAME_REQUEST:
         return None

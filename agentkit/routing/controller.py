@@ -12,16 +12,15 @@ from numpy.typing import NDArray
 from agentkit.errors import InputError
 from agentkit.routing.background import BACKGROUND
 from agentkit.routing.router import Examples, Prediction, Router, fit
+from agentkit.routing.thresholds import AMBIGUITY_MARGIN, needed_lead
 from agentkit.routing.views import TextView, stack, views_of
 from agentkit.types import Encoder, Query, Route
 
-__all__ = ["AMBIGUITY_MARGIN", "EXCERPT_CHARACTERS", "Controller", "SkillText"]
+__all__ = ["EXCERPT_CHARACTERS", "Controller", "SkillText"]
 
 SkillText: TypeAlias = tuple[str, Sequence[str]]
 """A skill's description and its utterances."""
 
-AMBIGUITY_MARGIN = 0.1
-"""Confidence by which the best skill must lead the second, else the route is ambiguous."""
 EXCERPT_CHARACTERS = 400
 EXCERPT_WEIGHT = 0.1
 """Share of the excerpt's vector beside the instruction's: enough to colour a vague instruction,
@@ -94,6 +93,7 @@ class Controller:
             list(examples.values()),
             stack([known[text] for text in others], centre),
             certain=len(certain),
+            before=None if self._state is None else self._state.router,
         )
         self._state = _State(router, centre, tuple(texts[name] for name in router.names))
         self._texts, self._examples = known, examples
@@ -113,8 +113,9 @@ class Controller:
 
     def explain(self, query: Query) -> dict[str, Any]:
         """Why `route` answers as it does, as plain JSON: the route, the best candidate's threshold,
-        the margin, the confidence that any candidate is for it (`belongs`), and for each candidate
-        its score and the example nearest to the instruction."""
+        the lead over the second that it needs (`margin`), the confidence that any candidate is for
+        it (`belongs`), and for each candidate its score and the example nearest to the
+        instruction."""
         state = self._state
         prediction = self._predict(state, [query])[0]
         route = _decide(state, query, prediction)
@@ -135,7 +136,7 @@ class Controller:
             "abstained": route.abstained,
             "reason": route.reason,
             "threshold": _threshold(state, query, next(iter(route.scores), None)),
-            "margin": AMBIGUITY_MARGIN,
+            "margin": round(needed_lead(*[*route.scores.values(), 0.0, 0.0][:2]), 6),
             "belongs": None if prediction is None else round(float(prediction.belongs[0]), 6),
             "scores": dict(route.scores),
             "nearest": nearest,
@@ -171,7 +172,7 @@ class Controller:
     def _embedded(self, texts: Sequence[str]) -> dict[str, TextView]:
         known = self._texts
         missing = [text for text in dict.fromkeys(texts) if text not in known]
-        fresh = dict(zip(missing, views_of(self._encoder, missing), strict=True))
+        fresh = dict(zip(missing, views_of(self._encoder, missing, keep=True), strict=True))
         return {text: known[text] if text in known else fresh[text] for text in texts}
 
 
@@ -225,11 +226,11 @@ def _decide(state: _State | None, query: Query, prediction: Prediction | None) -
     scores = dict(ranked)
     (best, score), second = ranked[0], ranked[1] if len(ranked) > 1 else None
     threshold = _threshold(state, query, best) or 0.0
-    if second is not None and score - second[1] < AMBIGUITY_MARGIN:
+    if second is not None and score - second[1] < needed_lead(score, second[1]):
         if score + second[1] >= threshold:
             reason = (
                 f"ambiguous: {best} ({score:.2f}) and {second[0]} ({second[1]:.2f}) are closer "
-                f"than {AMBIGUITY_MARGIN:g}"
+                f"than {AMBIGUITY_MARGIN:.0%} of both"
             )
             return Route(None, score, True, reason, scores)
         return Route(None, score, True, _too_low(best, score, threshold), scores)

@@ -8,7 +8,6 @@ Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Atta
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,22 +35,14 @@ class Discriminant:
     """Summed example weights behind the covariance, the prior's with them."""
 
     @classmethod
-    def fit(
-        cls,
-        features: NDArray[np.float32],
-        label: NDArray[np.intp],
-        weight: Array,
-        classes: int,
-    ) -> Discriminant:
-        """Of examples `(n, dimension)` in the order of their classes, each of which has one at
-        least."""
-        sizes = np.bincount(label, weights=weight, minlength=classes).astype(np.float64)
-        scaled = features * np.sqrt(weight).astype(np.float32)[:, None]
-        sums = _sums_by(features * weight.astype(np.float32)[:, None], label, classes)
+    def fit(cls, moment: NDArray[np.floating], sums: Array, sizes: Array) -> Discriminant:
+        """Of weighted examples, by what is summed over them: `moment` `(dimension, dimension)`,
+        the products of each with itself; `sums` `(classes, dimension)`; and `sizes` `(classes,)`,
+        their weights, of which each class has some."""
         means = sums / sizes[:, None]
-        scatter = (scaled.T @ scaled).astype(np.float64) - (means * sizes[:, None]).T @ means
-        dimension = features.shape[1]
-        free = max(float(weight.sum()) - classes, 0.0)
+        scatter = moment.astype(np.float64) - (means * sizes[:, None]).T @ means
+        classes, dimension = sums.shape
+        free = max(float(sizes.sum()) - classes, 0.0)
         shrinkage = _PRIOR * dimension / (_PRIOR * dimension + free)
         level = float(np.trace(scatter)) / dimension / free if free > 0 else 0.0
         if level <= 0.0:  # one example a class: any round covariance
@@ -59,8 +50,13 @@ class Discriminant:
         covariance = (1.0 - shrinkage) * scatter / free
         covariance[np.diag_indices(dimension)] += shrinkage * level
         lower = np.linalg.cholesky(covariance)
-        whitening = np.linalg.inv(lower).T
+        whitening = _inverse(lower).T
         return cls(whitening, means @ whitening, sizes, free / (1.0 - min(shrinkage, 1 - 1e-9)))
+
+    def directions(self, classes: int) -> Array:
+        """`(dimension, classes)`: what of the first `classes` tells each from their mean."""
+        means = self.means[:classes]
+        return np.asarray(self.whitening @ (means - means.mean(axis=0)).T)
 
     def scores(self, features: NDArray[np.float32]) -> tuple[Array, Array]:
         """Log likelihood ratios `(n, classes)` and squared Mahalanobis distances by dimension."""
@@ -101,8 +97,13 @@ class Discriminant:
         return ratio, ((white**2).sum(axis=1)[:, None] - 2 * ratio) / white.shape[1]
 
 
-def _sums_by(rows: NDArray[np.float32], label: NDArray[np.intp], classes: int) -> Array:
-    """The sum of each class's rows; `label` is ascending."""
-    bounds = np.searchsorted(label, np.arange(classes + 1))
-    parts = [rows[a:b].sum(axis=0, dtype=np.float64) for a, b in itertools.pairwise(bounds)]
-    return np.stack(parts)
+def _inverse(lower: Array) -> Array:
+    """Of a lower triangular matrix; by its halves, since numpy has none that spares the zeros."""
+    half = len(lower) // 2
+    if half < 64:
+        return np.asarray(np.linalg.inv(lower))
+    result = np.zeros_like(lower)
+    first, last = _inverse(lower[:half, :half]), _inverse(lower[half:, half:])
+    result[:half, :half], result[half:, half:] = first, last
+    result[half:, :half] = -last @ (lower[half:, :half] @ first)
+    return result

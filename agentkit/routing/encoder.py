@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from agentkit.errors import ModelError
 from agentkit.models import check_folder, fingerprint
+from agentkit.routing.remembered import RememberedVectors
 from agentkit.types import Vectors
 
 if TYPE_CHECKING:
@@ -31,15 +32,23 @@ class SentenceEncoder:
     """
 
     def __init__(
-        self, folder: Path, device: str = "cpu", *, batch_size: int = 32, remembered: int = 20_000
+        self,
+        folder: Path,
+        device: str = "cpu",
+        *,
+        batch_size: int = 32,
+        remembered: int = 20_000,
+        kept: Path | None = None,
     ) -> None:
         """`folder` holds the model (`agentkit.models.resolve` gives it); `remembered` is how many
-        vectors stay in memory. Raises ModelError if the folder may not be loaded."""
+        vectors stay in memory, and `kept` the file for those of texts to keep. Raises ModelError
+        if the folder may not be loaded."""
         check_folder(folder, "encoder")
         self._folder = folder
         self._device = device
         self._batch_size = batch_size
         self._remembered = remembered
+        self._kept = None if kept is None else RememberedVectors(kept)
         self._model: SentenceTransformer | None = None
         self._digest: str | None = None
         self._vectors: OrderedDict[bytes, Vectors] = OrderedDict()
@@ -73,18 +82,33 @@ class SentenceEncoder:
         length limit (256 tokens for the embedded one) counts by its beginning."""
         return self.encode_with_middle(texts)[0]
 
-    def encode_with_middle(self, texts: Sequence[str]) -> tuple[Vectors, NDArray[np.float32]]:
+    def encode_with_middle(
+        self, texts: Sequence[str], *, keep: bool = False
+    ) -> tuple[Vectors, NDArray[np.float32]]:
         """What `encode` gives, and from the same pass the mean over each text's tokens of a layer
-        two thirds up the model, `(len(texts), width)`; `width` is 0 where a model has no layers."""
+        two thirds up the model, `(len(texts), width)`; `width` is 0 where a model has no layers.
+
+        With `keep`, the texts are such as will be asked for by other processes too: their vectors
+        are kept on disk, if the encoder has a file for them.
+        """
         keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
+        kept = self._kept if keep else None
+        model_key = bytes.fromhex(self.digest) if kept is not None else b""
         with self._lock:
             model = self._loaded()
             known = {key: self._vectors[key] for key in keys if key in self._vectors}
             missing = {key: t for key, t in zip(keys, texts, strict=True) if key not in known}
+            if missing and kept is not None:
+                on_disk = kept.read([model_key + key for key in missing])
+                known |= {key[len(model_key) :]: row for key, row in on_disk.items()}
+                missing = {key: text for key, text in missing.items() if key not in known}
             if missing:
                 fresh = self._compute(model, list(missing.values()))
                 # Copies, so that one remembered row does not keep its whole batch alive.
-                known |= {key: row.copy() for key, row in zip(missing, fresh, strict=True)}
+                computed = {key: row.copy() for key, row in zip(missing, fresh, strict=True)}
+                known |= computed
+                if kept is not None:
+                    kept.write({model_key + key: row for key, row in computed.items()})
             for key in keys:
                 self._vectors[key] = known[key]
                 self._vectors.move_to_end(key)

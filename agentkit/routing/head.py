@@ -3,8 +3,9 @@
 Discriminants assume how examples scatter, which is a gain while they are few; a logistic head looks
 only at what parts the skills, and does better on requests unlike the examples (Ng and Jordan, "On
 Discriminative vs. Generative Classifiers", NeurIPS 2001). Steps are Adam's (Kingma and Ba, ICLR
-2015), and the weights are averaged over the second half of them (Polyak and Juditsky, 1992). The
-time is bounded whatever the number of examples, and the same examples give the same head.
+2015), and the weights are averaged over the second half of them (Polyak and Juditsky, 1992). They
+begin at what the discriminants found, which spares more than half of the steps.
+The time is bounded whatever the number of examples, and the same examples give the same head.
 """
 
 from __future__ import annotations
@@ -14,20 +15,26 @@ from numpy.typing import NDArray
 
 Weights = NDArray[np.float32]
 
-_STEPS = 120
+_STEPS = 50
 _BATCH = 500
-_RATE = 0.5
+_RATE = 0.15
+_START = 0.03
+"""Share of the discriminants' directions to start from: about what calibration gives them where
+examples are many."""
 _SHRINK = 1e-5
 _FIRST, _SECOND = 0.9, 0.99
 
 
-def fit_head(features: NDArray[np.float32], label: NDArray[np.intp], classes: int) -> Weights:
+def fit_head(
+    features: NDArray[np.float32], label: NDArray[np.intp], directions: NDArray[np.float64]
+) -> Weights:
     """`(dimension, classes)`: what features are multiplied by to give logits.
 
     `features` `(n, dimension)` are in the order of their classes, so that every batch, which takes
-    rows evenly spaced, has its share of each class.
+    rows evenly spaced, has its share of each class. `directions` `(dimension, classes)` are the
+    discriminants'.
     """
-    weights = np.zeros((features.shape[1], classes), np.float32)
+    weights = (_START * directions).astype(np.float32)
     average, momentum, scale = np.zeros((3, *weights.shape), np.float32)
     batches = max(1, round(len(features) / _BATCH))
     for step in range(_STEPS):
@@ -47,4 +54,4 @@ def fit_head(features: NDArray[np.float32], label: NDArray[np.intp], classes: in
         weights -= rate * momentum / root
         if step >= _STEPS // 2:
             average += weights
-    return average / np.float32(_STEPS - _STEPS // 2)
+    return np.asarray(average / np.float32(_STEPS - _STEPS // 2))

@@ -72,6 +72,10 @@ class NaiveBayes:
     """`(BUCKETS, classes)`; zero for terms that no class has, which therefore say nothing."""
     count: NDArray[np.float32]
     """`(BUCKETS, classes)`: examples of the class that hold the term."""
+    rows: NDArray[np.float32]
+    """`(BUCKETS,)`: examples of any class that hold the term."""
+    rarity: NDArray[np.float32]
+    """`(BUCKETS,)`: the logarithm of how few classes have the term."""
     vocabulary: int
     """How many terms some class has."""
 
@@ -80,11 +84,14 @@ class NaiveBayes:
         """Of each class's `count_terms`."""
         count = np.stack(counts, axis=1)
         likelihood = np.zeros_like(count)
-        seen = np.flatnonzero(count.any(axis=1))
+        rows = count.sum(axis=1)
+        seen = np.flatnonzero(rows)
         total = count.sum(axis=0, dtype=np.float64) + _SMOOTHING * len(seen)
         logs = np.log(count[seen] + np.float32(_SMOOTHING))
         likelihood[seen] = logs - np.log(np.maximum(total, 1e-9)).astype(np.float32)
-        return cls(likelihood, count, len(seen))
+        spread = np.count_nonzero(count, axis=1).astype(np.float32)
+        rarity = np.log((count.shape[1] + 1) / (spread + np.float32(0.5))) + np.float32(0.1)
+        return cls(likelihood, count, rows, rarity, len(seen))
 
     def scores(self, rows: Sequence[Terms]) -> Array:
         """`(rows, classes)`: summed log likelihoods, centred on each row's mean."""
@@ -99,7 +106,7 @@ class NaiveBayes:
         result = np.zeros((len(rows), self.count.shape[1]))
         total = self.count.sum(axis=0, dtype=np.float64)
         for row, (terms, own) in enumerate(zip(rows, label, strict=True)):
-            kept = terms[self.count[terms].sum(axis=1) > 1.5]
+            kept = terms[self.rows[terms] > 1.5]
             if not len(kept):
                 continue
             result[row] = self.log_likelihood[kept].sum(axis=0, dtype=np.float64)
@@ -110,17 +117,17 @@ class NaiveBayes:
             )
         return np.asarray(result - result.mean(axis=1, keepdims=True))
 
-    def coverage(self, rows: Sequence[Terms], label: NDArray[np.intp], *, held_out: bool) -> Array:
+    def coverage(
+        self, rows: Sequence[Terms], label: NDArray[np.intp], held_out: NDArray[np.bool_]
+    ) -> Array:
         """`(rows,)`: the share of each row's terms that examples of class `label` have too, rarer
-        terms counting more (by the logarithm of how few classes have them)."""
-        classes = self.count.shape[1]
+        terms counting more; another example than the row itself where it is `held_out`."""
         result = np.zeros(len(rows))
-        for row, (terms, own) in enumerate(zip(rows, label, strict=True)):
-            if not len(terms):
-                continue
-            count = self.count[terms]
-            least = 1.5 if held_out else 0.5
-            spread = (count > 0.5).sum(axis=1)
-            weight = np.log((classes + 1.0) / (spread + 0.5)) + 0.1
-            result[row] = float(weight[count[:, own] > least].sum() / weight.sum())
+        for row, (terms, own, out) in enumerate(zip(rows, label, held_out, strict=True)):
+            if len(terms):
+                weight = self.rarity[terms]
+                shared = self.count[terms, own] > (1.5 if out else 0.5)
+                result[row] = float(weight[shared].sum(dtype=np.float64)) / float(
+                    weight.sum(dtype=np.float64)
+                )
         return result

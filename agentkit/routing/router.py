@@ -1,9 +1,9 @@
 """Scores and confidences of texts, fitted from each skill's own examples.
 
 Three scorings of a text are added up: linear discriminants over its sentence vector, and naive
-Bayes over its words and over its letters; their sum is pooled with a logistic head. Whether a text
-is for any skill at all is a question of its own, put to a logistic regression over signs of
-belonging (`_signals`).
+Bayes over its words and over its letters. In the choice between skills a logistic head joins them.
+Whether a text is for any skill at all is a question of its own, put to a logistic regression over
+signs of belonging (`belonging`).
 
 The sum, the signs and the thresholds are fitted on held-out scores in closed form: each example is
 scored as if it had not been there, and once more as if its skill had not been there, when it is a
@@ -13,17 +13,26 @@ router.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from agentkit.routing.belonging import (
+    COSINE,
+    SIGNS_TRUST,
+    USUAL_SIGNS,
+    held_out_signals,
+    nearness,
+    signals_of,
+)
 from agentkit.routing.discriminant import Discriminant
 from agentkit.routing.head import fit_head
 from agentkit.routing.lexical import NaiveBayes, count_terms
 from agentkit.routing.regression import Array, blend, logistic, sigmoid, softmax
-from agentkit.routing.thresholds import fit_thresholds, usual_threshold
+from agentkit.routing.thresholds import fit_thresholds, lonely_rows, sureness, usual_threshold
 from agentkit.routing.views import Views, join
 
 __all__ = ["Array", "Examples", "Prediction", "Router", "fit"]
@@ -31,21 +40,20 @@ __all__ = ["Array", "Examples", "Prediction", "Router", "fit"]
 Rows = NDArray[np.intp]
 
 _DESCRIPTION_WEIGHT = 0.5
+_GROUPS = 8
+"""Of skills whose products of features are summed, and remembered, together."""
 _JUDGED = 1000
 """Held-out rows that calibration looks at, at most; evenly from all skills."""
 _USUAL_SHARES = np.array([0.15, 0.15, 0.08])
 """Of discriminants, words and letters, before examples say otherwise."""
 _SHARES_TRUST = 20.0
-_USUAL_SIGNS = np.array([1.0, -0.5, 8.0, -4.0, 2.0, 0.3, -3.0])
-_SIGNS_TRUST = np.array([4.0, 4.0, 1.0, 1.0, 2.0, 4.0, 1.0])
+_POOLED, _POOLED_HEAD = np.array([0.15, 0.6, 0.6]), 1.2
+"""What the scorings, as they are blended, and the head count in the choice between skills. The head
+and the discriminants look at the same vector, so the latter add little to it; chosen by the
+likelihood of held-out utterances where each skill has 5, 10 and 80 others."""
 _WITHOUT_SKILL = 0.5
 """Share of the weight of requests for no skill that examples without their skill have; the
 background has the rest."""
-_RELATIVES = 0.1
-"""Share of a skill's examples that may be as near to a text by chance, as examples written in one
-sitting are to each other."""
-_COSINE = 2
-"""The column of `_signals` with the cosine to the skill's examples."""
 _ALIKE = 0.5
 """Cosine from which a background example may be about the same thing as an utterance."""
 _BARE_PRIOR = 0.8
@@ -60,13 +68,32 @@ class Examples:
 
     name: str
     views: Views
+    weight: NDArray[np.float32]
+    """`(rows,)`: how much each counts for the discriminants."""
+    total: NDArray[np.float32]
+    """`(dimension,)`: the weighted sum of the features."""
     words: NDArray[np.float32]
     letters: NDArray[np.float32]
     """Both `(lexical.BUCKETS,)`: what `count_terms` gives."""
+    likeness: float
+    """The cosine from which a text is as near to the examples as they are to each other."""
 
     @classmethod
     def of(cls, name: str, views: Views) -> Examples:
-        return cls(name, views, count_terms(views.words), count_terms(views.letters))
+        weight = np.ones(len(views), np.float32)
+        weight[0] = _DESCRIPTION_WEIGHT
+        within = views.vectors @ views.vectors.T
+        np.fill_diagonal(within, -1.0)
+        usual = float(np.quantile(within.max(axis=1), 0.25)) if len(views) > 2 else _ALIKE
+        return cls(
+            name,
+            views,
+            weight,
+            weight @ views.dense,
+            count_terms(views.words),
+            count_terms(views.letters),
+            max(_ALIKE, usual),
+        )
 
     @property
     def bare(self) -> bool:
@@ -95,7 +122,7 @@ class Router:
     shares: Array
     """`(3,)`: what discriminants, words and letters count."""
     signs: Array
-    """`(7,)`: coefficients of `_signals`."""
+    """`(7,)`: coefficients of `signals_of`."""
     background_kept: int
     fitted: Rows
     """Which skills have utterances; the classes of the models below, which have the background as
@@ -107,6 +134,8 @@ class Router:
     letters: NaiveBayes
     examples: tuple[Examples, ...]
     background: Views
+    moments: Mapping[tuple[Examples, ...], NDArray[np.float32]]
+    """What `_moments` sums over each group of skills, for the next fit."""
 
     def predict(self, views: Views, columns: Sequence[int] | None = None) -> Prediction:
         """Confidences of queries.
@@ -121,32 +150,29 @@ class Router:
         fitted = self.fitted
         if chosen[fitted].any():
             ratio, distance = self.discriminant.scores(views.dense)
-            logits = np.tensordot(
-                self.shares,
-                np.stack(
-                    [ratio, self.words.scores(views.words), self.letters.scores(views.letters)]
-                ),
-                1,
+            scorings = np.stack(
+                [ratio, self.words.scores(views.words), self.letters.scores(views.letters)]
             )
-            # Each is calibrated by itself: their mean is a pool of two opinions.
+            logits = np.tensordot(self.shares, scorings, 1)
             # In double precision, so that a batch says what each of its queries does alone.
             dense = views.dense.astype(np.float64)
-            pooled = (logits[:, :-1] + dense @ self.head) / 2
+            pooled = np.tensordot(_POOLED * self.shares, scorings[:, :, :-1], 1)
+            pooled += _POOLED_HEAD * (dense @ self.head)
             pooled[:, ~chosen[fitted]] = logits[:, :-1][:, ~chosen[fitted]] = -np.inf
             best = pooled.argmax(axis=1)
             cosine = np.array(
                 [
-                    _nearness(self.examples[fitted[k]].views.vectors @ vector)
-                    for k, vector in zip(best, views.vectors, strict=True)
+                    nearness(self.examples[fitted[k]].views.dense @ row)
+                    for k, row in zip(best, views.dense, strict=True)
                 ]
             )
-            signals = _signals(
+            signals = signals_of(
                 logits,
                 best,
                 distance,
                 cosine,
-                (views.vectors.astype(np.float64) @ self.background.vectors.T).max(axis=1),
-                self.words.coverage(views.words, best, held_out=False),
+                (dense @ self.background.dense.T).max(axis=1),
+                self.words.coverage(views.words, best, np.zeros(len(best), dtype=bool)),
             )
             belongs = sigmoid(signals @ self.signs)
             scores[:, fitted] = belongs[:, None] * softmax(pooled)
@@ -166,8 +192,17 @@ class Router:
         return cosines.max(axis=1), cosines.argmax(axis=1)
 
 
-def fit(skills: Sequence[Examples], background: Views, *, certain: int = 0) -> Router:
+def fit(
+    skills: Sequence[Examples],
+    background: Views,
+    *,
+    certain: int = 0,
+    before: Router | None = None,
+) -> Router:
     """A router over `skills`, at least one, in any order (it sorts them by name).
+
+    What it has in common with the router `before`, where one is given, is not computed again; the
+    result is the same to the last bit.
 
     `background` are requests that no skill is for. Those that resemble a skill's own examples are
     left out, except the first `certain` ones, which somebody said are for none of these skills.
@@ -181,16 +216,21 @@ def fit(skills: Sequence[Examples], background: Views, *, certain: int = 0) -> R
     sizes = [*(len(part) for part in parts), len(kept)]
     label = np.repeat(np.arange(count + 1), sizes)
     starts = np.cumsum([0, *sizes])[:-1]
-    weight = np.ones(len(label))
-    weight[starts[:count]] = _DESCRIPTION_WEIGHT
-    discriminant = Discriminant.fit(every.dense, label, weight, count + 1)
+    weight = np.concatenate([*(ordered[k].weight for k in fitted), np.ones(len(kept))])
+    moments = _moments([ordered[k] for k in fitted], {} if before is None else before.moments)
+    discriminant = Discriminant.fit(
+        sum(moments.values(), (kept.dense.T @ kept.dense).astype(np.float64)),
+        np.stack([*(ordered[k].total for k in fitted), kept.dense.sum(axis=0)]).astype(np.float64),
+        np.bincount(label, weights=weight).astype(np.float64),
+    )
     words = NaiveBayes.fit([*(ordered[k].words for k in fitted), count_terms(kept.words)])
     letters = NaiveBayes.fit([*(ordered[k].letters for k in fitted), count_terms(kept.letters)])
     head = np.zeros((every.dense.shape[1], count), np.float32)
     if count > 1:
         own_rows = slice(0, len(label) - len(kept))
-        head = fit_head(every.dense[own_rows], label[own_rows], count)
-    shares, signs = _USUAL_SHARES, _USUAL_SIGNS
+        directions = discriminant.directions(count)
+        head = fit_head(every.dense[own_rows], label[own_rows], directions)
+    shares, signs = _USUAL_SHARES, USUAL_SIGNS
     threshold = usual_threshold(count)
     thresholds = np.full(len(ordered), threshold)
     if count:
@@ -207,14 +247,14 @@ def fit(skills: Sequence[Examples], background: Views, *, certain: int = 0) -> R
                 scorings[:, inside, :count], own[inside], mass[inside], _USUAL_SHARES, _SHARES_TRUST
             )
         logits = np.tensordot(shares, scorings, 1)
-        signals = _held_out_signals(logits, distance, rows, own, judged, every, starts, words)
+        signals = held_out_signals(logits, distance, rows, own, judged, every, starts, words)
         truth = (own < count).astype(np.float64)
         taught, taught_truth, taught_mass = [signals], [truth], [mass]
         if count > 2:
             without = logits[inside].copy()
             without[np.arange(len(inside)), own[inside]] = -np.inf
             some = rows.take(inside)
-            strangers = _held_out_signals(
+            strangers = held_out_signals(
                 without, distance[inside], some, own[inside], judged[inside], every, starts, words
             )
             taught.append(strangers)
@@ -225,12 +265,16 @@ def fit(skills: Sequence[Examples], background: Views, *, certain: int = 0) -> R
             np.vstack(taught),
             np.concatenate(taught_truth),
             np.concatenate(taught_mass),
-            _USUAL_SIGNS,
-            _SIGNS_TRUST,
+            USUAL_SIGNS,
+            SIGNS_TRUST,
         )
         confidence = sigmoid(signals @ signs)[:, None] * softmax(logits[:, :count])
-        lonely = _lonely(signals[:, _COSINE], own, count)
-        threshold, per_skill = fit_thresholds(confidence[lonely], own[lonely], count)
+        lonely = lonely_rows(signals[:, COSINE], own, count)
+        counts = np.ones(len(own))
+        counts[own == count] = sureness(judged[own == count] - starts[count], certain)
+        threshold, per_skill = fit_thresholds(
+            confidence[lonely], own[lonely], count, counts[lonely]
+        )
         thresholds = np.full(len(ordered), threshold)
         thresholds[fitted] = per_skill
     return Router(
@@ -247,96 +291,29 @@ def fit(skills: Sequence[Examples], background: Views, *, certain: int = 0) -> R
         letters=letters,
         examples=tuple(ordered),
         background=kept,
+        moments=moments,
     )
 
 
-def _signals(
-    logits: Array,
-    best: Rows,
-    distance: Array,
-    cosine: Array,
-    background_cosine: Array,
-    coverage: Array,
-) -> Array:
-    """Signs `(n, 7)` that a text belongs to its best skill: how far that leads the background,
-    its Mahalanobis distance, the cosine to its nearest examples and to the nearest of the
-    background, the share of its terms that are known, how far the best skill leads the second
-    (Hendrycks and Gimpel, ICLR 2017), and one.
+def _moments(
+    skills: Sequence[Examples], known: Mapping[tuple[Examples, ...], NDArray[np.float32]]
+) -> dict[tuple[Examples, ...], NDArray[np.float32]]:
+    """The weighted products of features with themselves, summed over each group of skills.
 
-    Ren et al., "A Simple Fix to Mahalanobis Distance for Improving Near-OOD Detection" (2021), take
-    the first of them, against a class of everything; Sun et al., "Out-of-Distribution Detection
-    with Deep Nearest Neighbors" (ICML 2022), the third.
+    Skills are grouped by their names, so that one more changes one group only, and every sum is
+    taken in the same order whichever skill came last.
     """
-    skills = logits[:, :-1]
-    rows = np.arange(len(logits))
-    top = skills[rows, best]
-    others = skills.copy()
-    others[rows, best] = -np.inf
-    second = others.max(axis=1, initial=-np.inf)
-    lead = np.clip(top - second, 0.0, 8.0) / 4
-    return np.stack(
-        [
-            np.clip(top - logits[:, -1], -12.0, 12.0) / 4,
-            np.log(np.maximum(distance[rows, best], 1e-3)),
-            cosine,
-            background_cosine,
-            coverage,
-            lead,
-            np.ones(len(logits)),
-        ],
-        axis=1,
-    )
-
-
-def _held_out_signals(
-    logits: Array,
-    distance: Array,
-    rows: Views,
-    own: Rows,
-    place: Rows,
-    every: Views,
-    starts: Rows,
-    words: NaiveBayes,
-) -> Array:
-    count = logits.shape[1] - 1
-    best = logits[:, :count].argmax(axis=1)
-    ends = [*starts[1:], len(every)]
-    cosine = np.zeros(len(rows))
-    background = rows.vectors @ every.vectors[starts[count] :].T
-    outside = np.flatnonzero(own == count)
-    background[outside, place[outside] - starts[count]] = -1.0
-    held = best == own
-    coverage = np.where(
-        held,
-        words.coverage(rows.words, best, held_out=True),
-        words.coverage(rows.words, best, held_out=False),
-    )
-    for row, k in enumerate(best):
-        cosines = every.vectors[starts[k] : ends[k]] @ rows.vectors[row]
-        if held[row]:
-            cosines[place[row] - starts[k]] = -1.0
-        cosine[row] = _nearness(cosines)
-    return _signals(logits, best, distance, cosine, background.max(axis=1), coverage)
-
-
-def _lonely(cosine: Array, own: Rows, count: int) -> Rows:
-    """The background, and of each skill's rows the half that is least like the others.
-
-    Examples are more like each other than requests to come are like them, so thresholds that suited
-    all of them would refuse too much.
-    """
-    kept = [np.flatnonzero(own == count)]
-    for k in range(count):
-        rows = np.flatnonzero(own == k)
-        order = np.argsort(cosine[rows], kind="stable")
-        kept.append(rows[order[: (len(rows) + 1) // 2]])
-    return np.concatenate(kept)
-
-
-def _nearness(cosines: NDArray[np.float32]) -> float:
-    """The cosine to one of the nearest examples, the nearest where they are few."""
-    skipped = int(_RELATIVES * len(cosines))
-    return float(np.partition(cosines, -1 - skipped)[-1 - skipped])
+    groups: dict[int, list[Examples]] = {}
+    for skill in skills:
+        groups.setdefault(zlib.crc32(skill.name.encode()) % _GROUPS, []).append(skill)
+    result: dict[tuple[Examples, ...], NDArray[np.float32]] = {}
+    for _, group in sorted(groups.items()):
+        key = tuple(group)
+        if (moment := known.get(key)) is None:
+            scaled = np.vstack([np.sqrt(s.weight)[:, None] * s.views.dense for s in group])
+            moment = scaled.T @ scaled
+        result[key] = moment
+    return result
 
 
 def _judged(sizes: Sequence[int], starts: Rows, count: int) -> Rows:
@@ -364,11 +341,7 @@ def _unlike(skills: Sequence[Examples], background: Views, certain: int) -> NDAr
     """Which background examples are farther from every skill than its examples from each other."""
     keep = np.ones(len(background), dtype=bool)
     for skill in skills:
-        own = skill.views.vectors
-        within = own @ own.T
-        np.fill_diagonal(within, -1.0)
-        usual = float(np.quantile(within.max(axis=1), 0.25)) if len(own) > 2 else _ALIKE
-        keep &= (background.vectors @ own.T).max(axis=1) < max(_ALIKE, usual)
+        keep &= (background.vectors @ skill.views.vectors.T).max(axis=1) < skill.likeness
     keep[:certain] = True
     if not keep.any():
         # Something must stand for `none of these`: the examples least like any skill.

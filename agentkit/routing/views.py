@@ -22,8 +22,11 @@ _MIDDLE_WEIGHT = 0.5
 class MiddleEncoder(Protocol):
     """An encoder that shows a middle layer too, from the same pass."""
 
-    def encode_with_middle(self, texts: Sequence[str]) -> tuple[Vectors, NDArray[np.float32]]:
-        """`(len(texts), dimension)`, rows of unit length, and `(len(texts), any width)`."""
+    def encode_with_middle(
+        self, texts: Sequence[str], *, keep: bool = False
+    ) -> tuple[Vectors, NDArray[np.float32]]:
+        """`(len(texts), dimension)`, rows of unit length, and `(len(texts), any width)`; `keep`
+        says that they will be wanted again, by other processes too."""
         ...
 
 
@@ -62,12 +65,13 @@ class Views:
         )
 
 
-def views_of(encoder: Encoder, texts: Sequence[str]) -> list[TextView]:
-    """Each text as the encoder and its words show it."""
+def views_of(encoder: Encoder, texts: Sequence[str], *, keep: bool = False) -> list[TextView]:
+    """Each text as the encoder and its words show it; `keep` is for texts that stay, as a skill's
+    utterances do."""
     if not texts:
         return []
     if isinstance(encoder, MiddleEncoder):
-        vectors, middle = encoder.encode_with_middle(texts)
+        vectors, middle = encoder.encode_with_middle(texts, keep=keep)
     else:
         vectors = encoder.encode(texts)
         middle = np.zeros((len(texts), 0), np.float32)

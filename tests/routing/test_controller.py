@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from agentkit.errors import InputError
 from agentkit.models import resolve
-from agentkit.routing.controller import AMBIGUITY_MARGIN, Controller
+from agentkit.routing.controller import Controller
 from agentkit.routing.encoder import SentenceEncoder
+from agentkit.routing.thresholds import needed_lead
 from agentkit.settings import Settings
 from agentkit.types import Query
 
@@ -120,7 +121,7 @@ def test_skills_that_claim_the_same_requests_are_ambiguous_and_both_are_named(
     assert "clause-finder" in route.reason
     assert "clause-hunter" in route.reason
     first, second, *_ = route.scores.values()
-    assert first - second < AMBIGUITY_MARGIN
+    assert first - second < needed_lead(first, second)
     only = controller.route(
         Query("Find the clauses in this contract", candidates=("clause-hunter",))
     )

@@ -46,6 +46,20 @@ def test_the_order_of_skills_does_not_matter(order: list[int], counts: list[int]
     np.testing.assert_array_equal(one.predict(queries).scores, other.predict(queries).scores)
 
 
+def test_a_refit_after_another_router_is_the_same_to_the_last_bit() -> None:
+    skills = [skill(f"s{k}", k, 5) for k in range(8)]
+    afresh = fit(skills, BACKGROUND)
+    earlier = fit([*skills[2:], skill("gone", 9, 5)], BACKGROUND)
+    again = fit(skills, BACKGROUND, before=earlier)
+    np.testing.assert_array_equal(
+        afresh.predict(cluster(5, 6, 1)).scores, again.predict(cluster(5, 6, 1)).scores
+    )
+    np.testing.assert_array_equal(afresh.thresholds, again.thresholds)
+    shared = set(again.moments) & set(earlier.moments)
+    assert shared
+    assert all(again.moments[key] is earlier.moments[key] for key in shared)
+
+
 @pytest.mark.parametrize("count", [1, 3, 10])
 def test_new_members_of_a_cluster_are_accepted_and_strangers_are_not(count: int) -> None:
     router = fit([skill(f"s{k}", k, count) for k in range(3)], BACKGROUND)
