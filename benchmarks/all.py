@@ -18,7 +18,7 @@ BENCHMARKS = {
     "skills": "skills.py",
     "routing": "routing.py",
     "retrieval": "retrieval.py",
-    "retrieval_effect": "retrieval.py --effect 12",
+    "retrieval_effect": "retrieval.py --effect 5",
     "index": "index.py",
     "training": "training.py",
     "switching": "switching.py",
