@@ -62,6 +62,8 @@ def main() -> int:
             for set_, rows, learnt in MEASURES[name](options):
                 rows = some_documents(rows, options.documents)
                 if not rows:
+                    console.print(f"{name}, {set_}: its train.yaml leaves nothing out")
+                    metrics.append(Metric(f"{name}, {set_}, rows", 0, "", "> 0", False))
                     continue
                 predictors: dict[str, Predictor] = {"adapter": served(kit, skill)}
                 if isinstance(skill.manifest.answer, GenerateAnswer):
