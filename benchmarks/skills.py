@@ -14,10 +14,12 @@ head was trained without the adapter, and without one that line is left out.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from common import Metric, arguments, at_least, at_most, finish, need
@@ -62,7 +64,7 @@ def main() -> int:
             for set_, rows, learnt in MEASURES[name](options):
                 rows = some_documents(rows, options.documents)
                 if not rows:
-                    console.print(f"{name}, {set_}: its train.yaml leaves nothing out")
+                    console.print(f"{name}, {set_}: no row that it has not seen")
                     metrics.append(Metric(f"{name}, {set_}, rows", 0, "", "> 0", False))
                     continue
                 predictors: dict[str, Predictor] = {"adapter": served(kit, skill)}
@@ -142,12 +144,23 @@ def compliance_review(options: argparse.Namespace) -> Iterable[Measured]:
     yield "ContractNLI dev", parts["dev"], parts["train_evidence"]
 
 
+def held_out(skill: str, options: argparse.Namespace) -> Split:
+    """A skill's rows, if its adapter was trained without those that are held out now."""
+    split = split_of(skill, options)
+    made = json.loads((ROOT / "skills" / skill / "metrics.json").read_text(encoding="utf-8"))
+    then = [source.get("holdout_rows", 0) for source in made["data"]]
+    if then != [source["holdout_rows"] for source in split.sources]:
+        console.print(f"{skill}: its adapter was trained on rows that are held out now")
+        return replace(split, holdout=())
+    return split
+
+
 def contract_parsing(options: argparse.Namespace) -> Iterable[Measured]:
-    yield "CUAD held out", split_of("contract-parsing", options).holdout, ()
+    yield "CUAD held out", held_out("contract-parsing", options).holdout, ()
 
 
 def reporting(options: argparse.Namespace) -> Iterable[Measured]:
-    split = split_of("reporting", options)
+    split = held_out("reporting", options)
     held = [row for row in split.holdout if row.group.startswith("tosdr/")]
     learnt = [row for row in split.train if row.group.startswith("tosdr/")]
     yield "ToS;DR held out", held, learnt
