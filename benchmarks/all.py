@@ -98,7 +98,8 @@ def benchmark_rows(folder: Path) -> list[str]:
             if metric["met"] is False:
                 target += " (missed)"
             rows.append(f"| {metric['name'].replace('_', ' ')} | {value.strip()} | {target} |")
-    return rows
+        rows.append("")
+    return rows[:-1]
 
 
 if __name__ == "__main__":
