@@ -8,6 +8,7 @@ skill's rows. Texts stay where they are: nothing of a data set is copied into th
 | contract_nli | ContractNLI (Koreeda and Manning, 2021) | CC BY 4.0 | document, hypothesis, label |
 | cuad | CUAD v1 (The Atticus Project) | CC BY 4.0 | document, labels |
 | cuad_clauses | the same, a clause each | CC BY 4.0 | clause, category |
+| cuad_rules | the same, asked rules about its clauses | CC BY 4.0 | as contract_nli |
 | tosdr | ToS;DR | CC BY-SA 3.0 | quote, statement, rating |
 | tosdr_pages | the same, joined into pages | CC BY-SA 3.0 | as contract_nli |
 | tldrlegal | plain-English summaries (Manor and Li, 2019) | Apache-2.0 | original, summary |
@@ -26,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from agentkit.errors import InputError
+from agentkit.training.clause_rules import Asked, ClauseRules, excerpt, plain_answers
+from agentkit.training.cuad import CONTRACTS, filer, labelled_places
 from agentkit.training.statements import Statements
 
 Record = dict[str, Any]
@@ -34,6 +37,7 @@ LICENSES = {
     "contract_nli": "CC BY 4.0",
     "cuad": "CC BY 4.0",
     "cuad_clauses": "CC BY 4.0",
+    "cuad_rules": "CC BY 4.0",
     "tosdr": "CC BY-SA 3.0",
     "tosdr_pages": "CC BY-SA 3.0",
     "tldrlegal": "Apache-2.0",
@@ -68,7 +72,12 @@ def load_dataset(name: str, folder: Path, *, seed: int = 7, **options: Any) -> l
 
 def dataset_files(name: str, folder: Path) -> list[Path]:
     """The files that a data set is read from, for digests."""
-    pattern = {"tosdr_pages": "tosdr", "cuad_clauses": "cuad", "tldrlegal": "plain_english"}
+    pattern = {
+        "tosdr_pages": "tosdr",
+        "cuad_clauses": "cuad",
+        "cuad_rules": "cuad",
+        "tldrlegal": "plain_english",
+    }
     return sorted(p for p in (folder / pattern.get(name, name)).iterdir() if p.is_file())
 
 
@@ -178,24 +187,16 @@ def _join(pieces: list[str]) -> tuple[str, dict[str, dict[str, int]]]:
 
 
 def _cuad(folder: Path, rng: random.Random) -> Iterator[Record]:
-    for contract in read_jsonl(folder / "cuad" / "contracts.jsonl.gz"):
-        text = contract["text"]
-        finder = _Finder(text)
-        labels = []
-        for category, content in contract["labels"].items():
-            for clause in content["clauses"]:
-                place = finder.find(clause)
-                if place is not None:
-                    labels.append({"category": category, "start": place[0], "end": place[1]})
+    for contract in read_jsonl(folder / CONTRACTS):
         yield {
-            "group": f"cuad/{_filer(contract['title'])}",
-            "document": text,
-            "labels": labels,
+            "group": f"cuad/{filer(contract['title'])}",
+            "document": contract["text"],
+            "labels": [
+                {"category": category, "start": start, "end": end}
+                for category, places in labelled_places(contract).items()
+                for start, end in places
+            ],
         }
-
-
-def _filer(title: str) -> str:
-    return re.split(r"_|\d{2}[_/]", title, maxsplit=1)[0].strip().lower()
 
 
 def _cuad_clauses(
@@ -204,12 +205,12 @@ def _cuad_clauses(
     """A clause each, at most `each` of a category, with a statement about it if any are given."""
     said = Statements(read_jsonl(Path(statements)), where=statements) if statements else None
     records: dict[str, list[Record]] = defaultdict(list)
-    for contract in read_jsonl(folder / "cuad" / "contracts.jsonl.gz"):
+    for contract in read_jsonl(folder / CONTRACTS):
         for category, content in contract["labels"].items():
             for clause in content["clauses"]:
                 words = " ".join(clause.split())
                 record = {
-                    "group": f"cuad/{_filer(contract['title'])}",
+                    "group": f"cuad/{filer(contract['title'])}",
                     "clause": words,
                     "category": category,
                 }
@@ -221,36 +222,72 @@ def _cuad_clauses(
         yield from found[:each]
 
 
-class _Finder:
-    """Finds a clause as annotated in a text whose white space and page breaks differ."""
+def _cuad_rules(
+    folder: Path,
+    rng: random.Random,
+    *,
+    rules: str,
+    unseen: bool = False,
+    whole: bool = False,
+    characters: int = 10_000,
+    absent: int = 5,
+) -> Iterator[Record]:
+    """Contracts asked rules that their labelled clauses decide, and `absent` that nothing decides.
 
-    def __init__(self, text: str) -> None:
-        kept = [i for i, c in enumerate(text) if not c.isspace()]
-        self._squeezed = "".join(text[i] for i in kept)
-        self._letters = [i for i in kept if text[i].isalnum()]
-        self._plain = "".join(text[i].lower() for i in self._letters)
-        self._kept = kept
-
-    def find(self, clause: str) -> tuple[int, int] | None:
-        parts = [p for p in clause.split("<omitted>") if p.strip()]
-        places = [self._find_part(part) for part in parts]
-        found = [p for p in places if p is not None]
-        if not found or len(found) < len(parts):
-            return None
-        start, end = min(p[0] for p in found), max(p[1] for p in found)
-        # Parts that stand far apart are other occurrences, not one clause with a gap.
-        return (start, end) if end - start <= 3 * len(clause) + 400 else found[0]
-
-    def _find_part(self, part: str) -> tuple[int, int] | None:
-        needle = "".join(part.split())
-        at = self._squeezed.find(needle)
-        if needle and at >= 0:
-            return self._kept[at], self._kept[at + len(needle) - 1] + 1
-        needle = "".join(c.lower() for c in part if c.isalnum())
-        at = self._plain.find(needle)
-        if len(needle) >= 8 and at >= 0:
-            return self._letters[at], self._letters[at + len(needle) - 1] + 1
-        return None
+    A document is put together from the passages around labelled clauses, of every category, until
+    it has `characters`. `whole` gives whole contracts, each rule asked together with its opposite
+    (`opposite` is its text): what a rule is measured with. `unseen` takes the rules that are kept
+    for that.
+    """
+    asking = ClauseRules(read_jsonl(Path(rules)), unseen=unseen, where=rules)
+    contracts = list(read_jsonl(folder / CONTRACTS))
+    answers = {
+        category: plain_answers(
+            str(contract["labels"][category]["answer"])
+            for contract in contracts
+            if category in contract["labels"]
+        )
+        for category in asking.categories
+    }
+    for contract in contracts:
+        found = labelled_places(contract)
+        missing = sorted(
+            category
+            for category in asking.categories
+            if not contract["labels"].get(category, {}).get("clauses")
+        )
+        text, places = (
+            (contract["text"], found)
+            if whole
+            else excerpt(contract["text"], found, characters, rng)
+        )
+        asked: list[tuple[Asked, Asked | None]] = []
+        for category in sorted(places.keys() & set(asking.categories)):
+            answer = str(contract["labels"][category]["answer"])
+            others = answers[category]
+            if whole:
+                one = asking.one(category, answer, others, rng, negated=False)
+                if one is not None:
+                    asked.append((one, asking.one(category, answer, others, rng, negated=True)))
+            else:
+                asked += [(one, None) for one in asking.about(category, answer, others, rng)]
+        for category in rng.sample(missing, min(absent, len(missing))):
+            none = asking.absent(category, answers[category], rng, negated=0.0 if whole else 0.3)
+            if none is not None:
+                asked.append((none, None))
+        rng.shuffle(asked)
+        for one, opposite in asked:
+            yield {
+                "group": f"cuad/{filer(contract['title'])}",
+                "document": text,
+                "hypothesis": one.text,
+                "label": one.label,
+                "category": one.category,
+                "opposite": opposite.text if opposite else None,
+                "evidence": [
+                    {"start": start, "end": end} for start, end in places.get(one.category, ())
+                ],
+            }
 
 
 def _tosdr_rows(folder: Path) -> Iterator[Record]:
@@ -333,6 +370,7 @@ _LOADERS: dict[str, Callable[..., Iterator[Record]]] = {
     "contract_nli": _contract_nli,
     "cuad": _cuad,
     "cuad_clauses": _cuad_clauses,
+    "cuad_rules": _cuad_rules,
     "tosdr": _tosdr,
     "tosdr_pages": _tosdr_pages,
     "tldrlegal": _tldrlegal,

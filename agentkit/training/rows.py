@@ -19,7 +19,7 @@ from agentkit.training.datasets import LICENSES, dataset_files, load_dataset, re
 from agentkit.training.spec import DataSpec, TrainSpec
 from agentkit.types import Json
 
-_FILES = ("variants", "statements")  # options that name a file of the skill folder
+_FILES = ("variants", "statements", "rules")  # options that name a file of the skill folder
 _jinja = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
 
 
