@@ -149,7 +149,7 @@ def _split(rows: Sequence[Row], source: DataSpec) -> tuple[list[Row], list[Row],
     What is held out is so whatever the limit: raising it never trains on what was measured on.
     """
     groups = dict.fromkeys(row.group for row in rows)
-    held = {group for group in groups if _hash("holdout/" + group) < source.holdout}
+    held = {group for group in groups if held_out(group, source)}
     used = [group for group in groups if group not in held]
     if source.limit is not None:
         used = sorted(used, key=_hash)[: source.limit]
@@ -160,6 +160,11 @@ def _split(rows: Sequence[Row], source: DataSpec) -> tuple[list[Row], list[Row],
         [row for row in rows if row.group in tuning],
         [row for row in rows if row.group in held],
     )
+
+
+def held_out(group: str, source: DataSpec) -> bool:
+    """Whether rows of this group are kept out of training and tuning."""
+    return _hash("holdout/" + group) < source.holdout
 
 
 def _hash(text: str) -> float:

@@ -1,0 +1,93 @@
+"""Attention in two parts, to what all queries see and to the rest, equals attention at once."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from agentkit.engine.attention import _attend, _divided
+
+HEADS, WIDTH, QUERIES = 6, 8, 70
+
+
+def states(keys: int, shared: int) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(keys)
+    query = torch.randn(1, HEADS, QUERIES, WIDTH)
+    key, value = (torch.randn(1, HEADS // shared, keys, WIDTH) for _ in range(2))
+    return query, key, value
+
+
+def additive(visible: Tensor) -> Tensor:
+    mask = torch.zeros(visible.shape)
+    return mask.masked_fill_(~visible, torch.finfo(torch.float32).min)[None, None]
+
+
+def at_once(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    shared = query.shape[1] // key.shape[1]
+    key, value = (t.repeat_interleave(shared, dim=1) for t in (key, value))
+    scores = query @ key.transpose(2, 3) * WIDTH**-0.5 + mask
+    return (scores.softmax(dim=-1) @ value).transpose(1, 2)
+
+
+def module(shared: int) -> SimpleNamespace:
+    return SimpleNamespace(num_key_value_groups=shared, is_causal=True)
+
+
+@given(
+    past=st.integers(0, 90),
+    between=st.integers(0, 20),
+    shared=st.sampled_from([1, 3]),
+    chance=st.floats(0.0, 1.0),
+)
+@settings(max_examples=40, deadline=None)
+def test_what_every_query_sees_may_be_attended_to_apart(
+    past: int, between: int, shared: int, chance: float
+) -> None:
+    keys = past + between + QUERIES
+    torch.manual_seed(past + between)
+    visible = torch.rand(QUERIES, keys) < chance
+    visible[:, :past] = True
+    visible[torch.arange(QUERIES), past + between + torch.arange(QUERIES)] = True
+    query, key, value = states(keys, shared)
+    mask = additive(visible)
+    found = _attend(module(shared), query, key, value, mask, WIDTH**-0.5)
+    assert torch.allclose(found, at_once(query, key, value, mask), atol=1e-5)
+
+
+def test_a_plain_continuation_needs_no_mask() -> None:
+    keys = 30 + QUERIES
+    at = torch.arange(keys)
+    mask = additive(at[None, :] <= at[30:, None])
+    assert _divided(mask) == (30, None)
+    query, key, value = states(keys, 3)
+    found = _attend(module(3), query, key, value, mask, WIDTH**-0.5)
+    assert torch.allclose(found, at_once(query, key, value, mask), atol=1e-5)
+
+
+def test_rows_beside_each_other_keep_a_mask_of_their_own_tokens() -> None:
+    keys = 30 + QUERIES
+    visible = torch.zeros(QUERIES, keys, dtype=torch.bool)
+    visible[:, :30] = True
+    half = QUERIES // 2
+    for start in (0, half):
+        rows = slice(start, start + half)
+        visible[rows, 30 + start : 30 + start + half] = torch.ones(half, half).tril().bool()
+    past, rest = _divided(additive(visible))
+    assert past == 30
+    assert rest is not None
+    assert rest.shape == (1, 1, QUERIES, QUERIES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_query_that_sees_nothing_of_the_past_stays_exact(dtype: torch.dtype) -> None:
+    keys = 30 + QUERIES
+    visible = torch.zeros(QUERIES, keys, dtype=torch.bool)
+    visible[torch.arange(QUERIES), 30 + torch.arange(QUERIES)] = True
+    query, key, value = (t.to(dtype) for t in states(keys, 1))
+    found = _attend(module(1), query, key, value, additive(visible).to(dtype), WIDTH**-0.5)
+    assert torch.allclose(found.float(), value[:, :, 30:].transpose(1, 2).float(), atol=1e-6)
