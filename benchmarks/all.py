@@ -10,17 +10,20 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = {
     "main_job": "main_job.py",
     "contract_review": "contract_review.py",
     "skills": "skills.py",
+    "unseen_rules": "unseen_rules.py",
     "routing": "routing.py",
     "retrieval": "retrieval.py",
     "retrieval_effect": "retrieval.py --effect 5",
     "index": "index.py",
     "training": "training.py",
+    "methods": "methods.py",
     "switching": "switching.py",
     "loading": "loading.py",
     "decoding": "decoding.py",
@@ -87,6 +90,11 @@ def benchmark_rows(folder: Path) -> list[str]:
         rows += [
             f"`python benchmarks/{line}`, {machine['cores']} cores of {machine['processor']}:",
             "",
+        ]
+        if name == "methods":
+            rows += [*methods_rows(result["metrics"]), ""]
+            continue
+        rows += [
             "| figure | value | target |",
             "|---|---|---|",
         ]
@@ -100,6 +108,15 @@ def benchmark_rows(folder: Path) -> list[str]:
             rows.append(f"| {metric['name'].replace('_', ' ')} | {value.strip()} | {target} |")
         rows.append("")
     return rows[:-1]
+
+
+def methods_rows(metrics: list[dict[str, Any]]) -> list[str]:
+    """The methods side by side, and their picture."""
+    from methods import table
+
+    about = {metric["name"]: metric["value"] for metric in metrics if "," not in metric["name"]}
+    said = ", ".join(f"{value:,g} {name}" for name, value in about.items())
+    return [*table(metrics), "", f"({said})", "", "![quality over size](benchmarks/methods.svg)"]
 
 
 if __name__ == "__main__":

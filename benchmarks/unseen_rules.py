@@ -1,196 +1,198 @@
-"""Rules that no training saw, asked of contracts that no training saw.
+"""Rules that no training saw: are they read, or only known?
 
-CUAD's held-out filers, whole contracts through the product's own context. The rules are those of
-`skills/SKILL/training/clause_rules.jsonl` marked `unseen`: about categories of clauses that no
-training of the skill was asked about. A rule whose clause a contract has is asked together with
-its opposite; a rule whose clause it lacks is asked alone. Beside it stands the most frequent
-verdict of the questions asked, and a pair counts as turned when the rule and its opposite get
-opposite verdicts, the right way round. Intervals are bootstraps over contracts.
+- On contracts other than NDAs: those of CUAD's held-out filers, whole, through the product's own
+  context. The rules are those of `skills/SKILL/training/clause_rules.jsonl` marked `unseen`, about
+  categories of clauses that no training is asked about. A rule whose clause a contract has is
+  asked together with its opposite; of those whose clause it lacks, some are asked alone.
+- With `--folds N`, on ContractNLI's dev split: four hypotheses are left out of a training, in
+  turn, and asked in their own words, in a paraphrase and negated. Each fold trains an adapter
+  first, for `--minutes`; a fold that is there is not trained again.
+
+Beside each stands the most frequent verdict, known beforehand: of all questions for contracts, of
+each hypothesis for ContractNLI. A pair is turned when a rule and its opposite get opposite
+verdicts. Intervals are bootstraps over documents.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import subprocess
 import sys
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 
-from common import Metric, arguments, at_least, finish, need
+from common import arguments, finish, need
 from rich.console import Console
+from unseen_answers import VERDICTS, Answered, Question, measured
 
+from agentkit.evaluation.serving import SkillPredictor
 from agentkit.kit import Kit
-from agentkit.retrieval.loaders import document_from_text
-from agentkit.training.datasets import load_dataset
-from agentkit.training.rows import held_out
+from agentkit.skill.folder import Skill, load_skill
+from agentkit.training.datasets import load_dataset, read_jsonl
+from agentkit.training.rows import Row, held_out
 from agentkit.training.spec import load_train_spec
-from agentkit.types import Document, StepCall
+from agentkit.training.train import copy_untrained
 
 ROOT = Path(__file__).resolve().parent.parent
-SKILL = "compliance-review"
-RULES = ROOT / "skills" / SKILL / "training" / "clause_rules.jsonl"
-VERDICTS = {
-    "Entailment": "entailed",
-    "Contradiction": "contradicted",
-    "NotMentioned": "not_mentioned",
-}
-MARGIN = 0.05
-TURNED = 0.80
-DRAWS = 1000
+AGENTKIT = Path(sys.executable).with_name("agentkit")
+SKILL = ROOT / "skills" / "compliance-review"
+RULES = SKILL / "training" / "clause_rules.jsonl"
+WORDINGS = SKILL / "training" / "wordings.jsonl"
+FOLD = 4
+"""Hypotheses that a fold leaves out."""
 
 console = Console(stderr=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A rule asked of a contract; questions of one `pair` are a rule and its opposite."""
-
-    contract: str
-    category: str
-    rule: str
-    expected: str
-    pair: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    question: Question
-    verdict: str
-    score: float
+Asked = dict[str, tuple[str, list[Question]]]
+"""By document its text and its questions."""
 
 
 def main() -> int:
     parser = arguments(__doc__ or "")
-    parser.add_argument("--documents", type=int, default=24, help="at most so many contracts")
+    parser.add_argument("--documents", type=int, default=24, help="at most so many of each kind")
     parser.add_argument("--absent", type=int, default=2, help="rules asked without a clause")
+    parser.add_argument("--folds", type=int, default=0, help="fours of hypotheses left out")
+    parser.add_argument("--minutes", type=float, default=40.0, help="to train each fold")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "unseen", help="the folds")
     options = parser.parse_args()
     need(options.data_dir)
-    texts, questions = asked(options.data_dir, options.documents, options.absent)
+    trained = [fold(number, options) for number in range(options.folds)]
+    with Kit() as kit:
+        metrics = measured("CUAD", answered(kit, kit.skills[SKILL.name], contracts(options)))
+        answers: list[Answered] = []
+        for number, (folder, left_out) in enumerate(trained):
+            skill = kit.store.admit(load_skill(folder, name=f"{SKILL.name}-without-{number}"))
+            answers += answered(kit, skill, agreements(left_out, options))
+        if answers:
+            metrics += measured("ContractNLI", answers)
+    return finish("unseen_rules", metrics, options.json)
+
+
+def answered(kit: Kit, skill: Skill, asked: Asked) -> list[Answered]:
+    """Every question, answered by the skill as a step of a workflow would be."""
+    predict = SkillPredictor(
+        skill,
+        engine=kit.engine,
+        encoder=kit.encoder,
+        documents=kit.documents,
+        settings=kit.settings,
+    )
     answers: list[Answered] = []
     began = time.monotonic()
-    with Kit() as kit:
-        for contract, own in questions.items():
-            document = document_from_text(texts[contract])
-            kit.documents.put(document)
-            results = kit.runner().run([call(document, question) for question in own])
-            for question, result in zip(own, results, strict=True):
-                if isinstance(result, Exception):
-                    raise result
-                output = result.output
-                answers.append(Answered(question, output["verdict"], output["score"]))
-            console.print(f"{len(answers)} questions, {time.monotonic() - began:.0f} s", end="\r")
-    return finish("unseen_rules", measured(answers), options.json)
+    for text, questions in asked.values():
+        rows = [Row({"rule": q.rule, "document": text}, None, q.document) for q in questions]
+        for question, prediction in zip(questions, predict(rows), strict=True):
+            if prediction.error:
+                raise RuntimeError(prediction.error)
+            answers.append(Answered(question, prediction.output["verdict"]))
+        console.print(
+            f"{len(answers)} questions, {time.monotonic() - began:.0f} s", end="\r", highlight=False
+        )
+    return answers
 
 
-def asked(
-    data_dir: Path, documents: int, absent: int
-) -> tuple[dict[str, str], dict[str, list[Question]]]:
-    """Texts of held-out contracts, and the questions of each."""
-    source = next(
-        s
-        for s in load_train_spec(ROOT / "skills" / SKILL / "train.yaml").data
-        if s.dataset == "cuad_rules"
-    )
+# ---------------------------------------------------------------- contracts
+
+
+def contracts(options: argparse.Namespace) -> Asked:
+    """Held-out contracts with rules about clauses."""
+    spec = load_train_spec(SKILL / "train.yaml")
+    source = next(one for one in spec.data if one.dataset == "cuad_rules")
     records = load_dataset(
-        "cuad_rules", data_dir, rules=str(RULES), unseen=True, whole=True, absent=absent
+        "cuad_rules",
+        options.data_dir,
+        rules=str(RULES),
+        unseen=True,
+        whole=True,
+        absent=options.absent,
     )
-    texts: dict[str, str] = {}
-    questions: dict[str, list[Question]] = defaultdict(list)
+    asked: Asked = {}
     for number, record in enumerate(records):
+        name = f"{record['group']}/{len(record['document'])}"
         if not held_out(record["group"], source):
             continue
-        text = record["document"]
-        name = f"{record['group']}/{len(text)}"
-        if name not in texts and len(texts) == documents:
+        if name not in asked and len(asked) == options.documents:
             continue
-        texts[name] = text
-        pair = number if record["opposite"] else None
-        expected = VERDICTS[record["label"]]
-        questions[name].append(
-            Question(name, record["category"], record["hypothesis"], expected, pair)
-        )
+        _, questions = asked.setdefault(name, (record["document"], []))
+        pair = str(number) if record["opposite"] else None
+        kind = record["category"]
+        verdict = VERDICTS[record["label"]]
+        questions.append(Question(name, kind, record["hypothesis"], verdict, pair, "all"))
         if record["opposite"]:
-            questions[name].append(
-                Question(name, record["category"], record["opposite"], "contradicted", pair)
-            )
-    return texts, questions
+            questions.append(Question(name, kind, record["opposite"], "contradicted", pair, "all"))
+    return asked
 
 
-def call(document: Document, question: Question) -> StepCall:
-    return StepCall(
-        step="review",
-        instruction="",
-        input={"rule": question.rule, "document": {"$document": document.digest}},
-        skill=SKILL,
-    )
+# ---------------------------------------------------------------- hypotheses left out
 
 
-def measured(answers: Sequence[Answered]) -> list[Metric]:
-    contracts: dict[str, list[Answered]] = defaultdict(list)
-    for one in answers:
-        contracts[one.question.contract].append(one)
-    groups = list(contracts.values())
-    accuracy, low, high = interval(groups, right)
-    over, over_low, over_high = interval(groups, over_prior)
-    turned, turned_low, turned_high = interval(groups, pairs_turned)
-    metrics = [
-        Metric("contracts", len(groups)),
-        Metric("questions", len(answers)),
-        Metric("accuracy", accuracy),
-        Metric("accuracy, low", low),
-        Metric("accuracy, high", high),
-        Metric("prior, accuracy", accuracy - over),
-        at_least("over prior, accuracy", over, MARGIN),
-        Metric("over prior, accuracy, low", over_low),
-        Metric("over prior, accuracy, high", over_high),
-        at_least("pairs turned", turned, TURNED),
-        Metric("pairs turned, low", turned_low),
-        Metric("pairs turned, high", turned_high),
+def fold(number: int, options: argparse.Namespace) -> tuple[Path, list[str]]:
+    """A copy of the skill trained without some hypotheses, and which."""
+    keys = sorted(json.loads(_hypotheses(options).read_text(encoding="utf-8")))
+    Random(7).shuffle(keys)
+    left_out = keys[number * FOLD : (number + 1) * FOLD]
+    data = [
+        source.model_dump(exclude_unset=True)
+        | (
+            {"options": source.options | {"without": left_out}}
+            if source.dataset == "contract_nli"
+            else {}
+        )
+        for source in load_train_spec(SKILL / "train.yaml").data
     ]
-    for expected in VERDICTS.values():
-        own = [one for one in answers if one.question.expected == expected]
-        if own:
-            metrics.append(Metric(f"accuracy where {expected}", right(own)))
-    for category in sorted({one.question.category for one in answers}):
-        own = [one for one in answers if one.question.category == category]
-        metrics.append(Metric(f"accuracy, {category}", right(own)))
-    return metrics
+    into = options.out / f"fold-{number}"
+    changes = {"data": data, "max_minutes": options.minutes}
+    folder = copy_untrained(SKILL, into, changes)
+    if not (folder / "metrics.json").is_file():
+        work = options.out / f"work-{number}"
+        command = [AGENTKIT, "train", folder, "--data-dir", options.data_dir, "--work", work]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return folder, left_out
 
 
-def right(answers: Sequence[Answered]) -> float:
-    return sum(one.verdict == one.question.expected for one in answers) / len(answers)
-
-
-def over_prior(answers: Sequence[Answered]) -> float:
-    (_, most), *_ = Counter(one.question.expected for one in answers).most_common(1)
-    return right(answers) - most / len(answers)
-
-
-def pairs_turned(answers: Sequence[Answered]) -> float:
-    """Share of the pairs in which the rule is entailed and its opposite contradicted."""
-    pairs: dict[tuple[str, int], list[bool]] = defaultdict(list)
-    for one in answers:
-        if one.question.pair is not None:
-            key = (one.question.contract, one.question.pair)
-            pairs[key].append(one.verdict == one.question.expected)
-    return sum(all(pair) for pair in pairs.values()) / max(1, len(pairs))
-
-
-def interval(
-    groups: Sequence[Sequence[Answered]], of: Callable[[Sequence[Answered]], float]
-) -> tuple[float, float, float]:
-    """A figure with the 2.5th and 97.5th percentile of its bootstrap over contracts."""
-    draws = sorted(of(drawn) for drawn in redrawn(groups))
-    whole = of([one for group in groups for one in group])
-    return whole, draws[int(0.025 * DRAWS)], draws[int(0.975 * DRAWS)]
-
-
-def redrawn(groups: Sequence[Sequence[Answered]]) -> Iterator[list[Answered]]:
+def agreements(left_out: Sequence[str], options: argparse.Namespace) -> Asked:
+    """Dev documents asked the hypotheses left out: as they are, reworded, and negated."""
+    said = json.loads(_hypotheses(options).read_text(encoding="utf-8"))
+    wordings: dict[tuple[str, bool], list[str]] = defaultdict(list)
+    for row in read_jsonl(WORDINGS):
+        wordings[row["hypothesis"], bool(row.get("negated"))].append(row["text"])
     random = Random(7)
-    for _ in range(DRAWS):
-        yield [one for group in random.choices(groups, k=len(groups)) for one in group]
+    asked: Asked = {}
+    rows = list(read_jsonl(options.data_dir / "contract_nli" / "dev.jsonl.gz"))
+    for row in rows[: options.documents]:
+        name = f"contract_nli/dev/{row['id']}"
+        questions = asked.setdefault(name, (row["text"], []))[1]
+        for key in left_out:
+            label = VERDICTS[row["annotations"][key]["choice"]]
+            for form, text, verdict in _forms(
+                key, said[key]["hypothesis"], label, wordings, random
+            ):
+                # What nothing decides has no opposite to turn to.
+                pair = key if form != "reworded" and label != "not_mentioned" else None
+                questions.append(
+                    Question(name, f"{key} {form}", text, verdict, pair, f"{key} {form}")
+                )
+    return asked
+
+
+def _forms(
+    key: str,
+    text: str,
+    label: str,
+    wordings: dict[tuple[str, bool], list[str]],
+    random: Random,
+) -> Iterator[tuple[str, str, str]]:
+    turned = {"entailed": "contradicted", "contradicted": "entailed"}.get(label, label)
+    yield "as it is", text, label
+    yield "reworded", random.choice(wordings[key, False]), label
+    yield "negated", random.choice(wordings[key, True]), turned
+
+
+def _hypotheses(options: argparse.Namespace) -> Path:
+    return Path(options.data_dir) / "contract_nli" / "hypotheses.json"
 
 
 if __name__ == "__main__":

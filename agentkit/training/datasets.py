@@ -22,7 +22,7 @@ import json
 import random
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +115,13 @@ def _contract_nli(
     variants: str | None = None,
     variant_share: float = 0.5,
     skip: int = 0,
+    without: Sequence[str] = (),
 ) -> Iterator[Record]:
     """Whole documents (`train_full_50`, `dev`), or documents put together from their evidence.
 
     In `train_evidence` a document is the union of the spans of all of its 17 rows, in random
     order: what answers one hypothesis is a hard negative for the others. `skip` leaves out the
-    first documents (the first 50 are those of `train_full_50`).
+    first documents (the first 50 are those of `train_full_50`), `without` some hypotheses, by id.
     """
     base = folder / "contract_nli"
     hypotheses = json.loads((base / "hypotheses.json").read_text(encoding="utf-8"))
@@ -136,6 +137,8 @@ def _contract_nli(
     if split != "train_evidence":
         for doc in read_jsonl(base / f"{split}.jsonl.gz"):
             for key, annotation in doc["annotations"].items():
+                if key in without:
+                    continue
                 text, label = ask(key, annotation["choice"])
                 yield {
                     "group": f"contract_nli/{split}/{doc['id']}",
@@ -167,6 +170,8 @@ def _contract_nli(
         rng.shuffle(order)
         text, places = _join(order)
         for row in rows:
+            if row["hypothesis_id"] in without:
+                continue
             hypothesis, label = ask(row["hypothesis_id"], row["label"])
             yield {
                 "group": f"contract_nli/train/{number}",

@@ -84,6 +84,13 @@ def test_the_first_documents_can_be_left_out(nli: Path) -> None:
     assert {row["group"] for row in rows} == {"contract_nli/train/1"}
 
 
+@pytest.mark.parametrize("split", ["dev", "train_evidence"])
+def test_hypotheses_can_be_left_out(nli: Path, split: str) -> None:
+    every = {r["hypothesis"] for r in load_dataset("contract_nli", nli, split=split)}
+    left = {r["hypothesis"] for r in load_dataset("contract_nli", nli, split=split, without=["h1"])}
+    assert every - left == {"It is secret."}
+
+
 def test_a_negated_wording_turns_the_label_round(nli: Path, tmp_path: Path) -> None:
     worded = tmp_path / "wordings.jsonl"
     write(
@@ -111,9 +118,12 @@ CONTRACT = "THIS DEED.\n\nAnn  shall pay\nBob on Monday.\fThe law\nof Norway gov
 @pytest.fixture
 def contracts(tmp_path: Path) -> Path:
     labels = {
-        "Payment": {"clauses": ["Ann shall pay Bob on Monday."]},
-        "Law": {"clauses": ["THE LAW OF NORWAY governs", "words that stand nowhere at all"]},
-        "Gap": {"clauses": ["Ann shall pay<omitted>governs it."]},
+        "Payment": {"clauses": ["Ann shall pay Bob on Monday."], "answer": "Yes"},
+        "Law": {
+            "clauses": ["THE LAW OF NORWAY governs", "words that stand nowhere at all"],
+            "answer": "Norway",
+        },
+        "Gap": {"clauses": ["Ann shall pay<omitted>governs it."], "answer": "Yes"},
     }
     write(
         tmp_path / "cuad" / "contracts.jsonl.gz",
@@ -234,3 +244,29 @@ def test_a_line_that_is_not_json_is_named(tmp_path: Path) -> None:
     path.write_text('{"a": 1}\n\n{"a": \n')
     with pytest.raises(InputError, match=r"rows\.jsonl:3:\d+: not valid JSON"):
         list(read_jsonl(path))
+
+
+def test_rules_about_clauses_point_at_them(contracts: Path, tmp_path: Path) -> None:
+    rules = tmp_path / "rules.jsonl"
+    write(
+        rules,
+        [
+            {"category": "Payment", "text": "Something is paid.", "negated": False},
+            {"category": "Payment", "text": "Nothing is paid.", "negated": True},
+            {"category": "Audit", "text": "Books may be seen.", "negated": False},
+        ],
+    )
+    whole = load_dataset("cuad_rules", contracts, rules=str(rules), whole=True)
+    asked = {r["hypothesis"]: (r["label"], r["opposite"], r["evidence"]) for r in whole}
+    start = CONTRACT.index("Ann")
+    assert asked == {
+        "Something is paid.": (
+            "Entailment",
+            "Nothing is paid.",
+            [{"start": start, "end": CONTRACT.index("\f")}],
+        ),
+        "Books may be seen.": ("NotMentioned", None, []),
+    }
+    for record in load_dataset("cuad_rules", contracts, rules=str(rules)):
+        said = [record["document"][e["start"] : e["end"]] for e in record["evidence"]]
+        assert said == (["Ann  shall pay\nBob on Monday."] if record["evidence"] else [])

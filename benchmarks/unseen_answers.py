@@ -1,0 +1,115 @@
+"""Answers to rules that no training saw: how many are right, beside always saying the usual."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from common import Metric, at_least
+
+VERDICTS = {
+    "Entailment": "entailed",
+    "Contradiction": "contradicted",
+    "NotMentioned": "not_mentioned",
+}
+OPPOSITE = {"entailed": "contradicted", "contradicted": "entailed"}
+MARGIN = 0.05
+TURNED = 0.80
+DRAWS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A rule asked of a document; questions of one `pair` are a rule and its opposite."""
+
+    document: str
+    kind: str
+    """What figures are given for one by one: a category of clauses, a hypothesis."""
+    rule: str
+    expected: str
+    pair: str | None
+    prior: str
+    """The questions among which the usual verdict is looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    question: Question
+    verdict: str
+
+    @property
+    def right(self) -> bool:
+        return self.verdict == self.question.expected
+
+
+def measured(name: str, answers: Sequence[Answered]) -> list[Metric]:
+    """Accuracy, what it is over the prior, and pairs turned, with intervals over documents."""
+    by_document: dict[str, list[Answered]] = defaultdict(list)
+    for one in answers:
+        by_document[one.question.document].append(one)
+    groups = list(by_document.values())
+    metrics = [
+        Metric(f"{name}, documents", len(groups)),
+        Metric(f"{name}, questions", len(answers)),
+        Metric(f"{name}, prior, accuracy", accuracy(answers) - over_prior(answers)),
+    ]
+    for called, of, target in (
+        ("accuracy", accuracy, None),
+        ("accuracy over the prior", over_prior, MARGIN),
+        ("pairs turned", pairs_turned, TURNED),
+    ):
+        value, low, high = interval(groups, of)
+        title = f"{name}, {called}"
+        metrics.append(Metric(title, value) if target is None else at_least(title, value, target))
+        metrics += [Metric(f"{title}, low", low), Metric(f"{title}, high", high)]
+    for expected in VERDICTS.values():
+        own = [one for one in answers if one.question.expected == expected]
+        if own:
+            metrics.append(Metric(f"{name}, accuracy where {expected}", accuracy(own)))
+    for kind in sorted({one.question.kind for one in answers}):
+        own = [one for one in answers if one.question.kind == kind]
+        metrics.append(Metric(f"{name}, accuracy, {kind}", accuracy(own)))
+    return metrics
+
+
+def accuracy(answers: Sequence[Answered]) -> float:
+    return sum(one.right for one in answers) / len(answers)
+
+
+def over_prior(answers: Sequence[Answered]) -> float:
+    """Accuracy less that of the most frequent verdict of each prior group, known beforehand."""
+    groups: dict[str, Counter[str]] = defaultdict(Counter)
+    for one in answers:
+        groups[one.question.prior][one.question.expected] += 1
+    usual = sum(counts.most_common(1)[0][1] for counts in groups.values())
+    return accuracy(answers) - usual / len(answers)
+
+
+def pairs_turned(answers: Sequence[Answered]) -> float:
+    """Share of the pairs in which a rule and its opposite got opposite verdicts.
+
+    Pairs of which neither is said to be decided count as not turned.
+    """
+    pairs: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for one in answers:
+        if one.question.pair is not None:
+            pairs[one.question.document, one.question.pair].append(one.verdict)
+    turned = [OPPOSITE.get(pair[0]) == pair[-1] for pair in pairs.values()]
+    return sum(turned) / max(1, len(turned))
+
+
+def interval(
+    groups: Sequence[Sequence[Answered]], of: Callable[[Sequence[Answered]], float]
+) -> tuple[float, float, float]:
+    """A figure with the 2.5th and the 97.5th percentile of its bootstrap over documents."""
+    draws = sorted(of(drawn) for drawn in redrawn(groups))
+    whole = of([one for group in groups for one in group])
+    return whole, draws[int(0.025 * DRAWS)], draws[int(0.975 * DRAWS)]
+
+
+def redrawn(groups: Sequence[Sequence[Answered]]) -> Iterator[list[Answered]]:
+    random = Random(7)
+    for _ in range(DRAWS):
+        yield [one for group in random.choices(groups, k=len(groups)) for one in group]
