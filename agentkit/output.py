@@ -22,9 +22,12 @@ from agentkit.skill.manifest import ChoiceAnswer, Manifest, MarksAnswer, SpanLab
 from agentkit.skill.quoting import fill_quotes, filled_schema, written_schema
 from agentkit.types import Completion, EncodedPrompt, Json, Prompt, Reading
 
-TOKEN_RUN = 0.25
-"""A token belongs to a run from this probability on; the run's best token is its score. A causal
-model is sure of a name only after its first words, so a run reaches further than its peak."""
+TOKEN_RUN = 0.5
+"""A token belongs to a run from this share of the head's own cut on; the run's best token is its
+score. A causal model is sure of a name only after its first words, so a run reaches further than
+its peak."""
+_CUT = 0.5
+"""From which probability on a label is given where neither skill nor head says."""
 
 _AROUND = " \t\r\n\f\v,;:()[]\"'“”‘’"
 
@@ -221,22 +224,39 @@ def _window_marks(
     if reading.span_labels is not None:
         for column, label in enumerate(whole):
             scores = reading.span_labels[:, column]
-            for at in np.flatnonzero(scores >= (0.0 if all_scores else label.threshold)):
+            least = _least(label, _cut(reading.span_cuts, column), all_scores)
+            for at in np.flatnonzero(scores >= least):
                 span = encoded.prompt.spans[int(at)]
                 yield Mark(label.name, span.start, span.end, span.text, float(scores[at]))
     if reading.token_labels is not None:
         for column, label in enumerate(inner):
-            yield from _runs(encoded, reading.token_labels[:, column], label, all_scores)
+            cut = _cut(reading.token_cuts, column)
+            least = _least(label, cut, all_scores)
+            scores = reading.token_labels[:, column]
+            yield from _runs(encoded, scores, label, TOKEN_RUN * cut, least)
+
+
+def _cut(cuts: Any, column: int) -> float:
+    return _CUT if cuts is None else float(cuts[column])
+
+
+def _least(label: SpanLabel, cut: float, all_scores: bool) -> float:
+    """From which probability on a label is given: as the skill says, or else its head."""
+    if all_scores:
+        return 0.0
+    return cut if label.threshold is None else label.threshold
 
 
 def _runs(
-    encoded: EncodedPrompt, scores: Any, label: SpanLabel, all_scores: bool
+    encoded: EncodedPrompt, scores: Any, label: SpanLabel, likely: float, least: float
 ) -> Iterator[Mark]:
-    """Unbroken runs of likely tokens within one span."""
-    least = 0.0 if all_scores else label.threshold
+    """Unbroken runs of tokens from the probability `likely` on, within one span.
+
+    A run is a mark if its best token reaches `least`.
+    """
     ends = list(encoded.span_ends)
     run: list[int] = []
-    for at in [*(int(i) for i in np.flatnonzero(scores >= TOKEN_RUN)), -1]:
+    for at in [*(int(i) for i in np.flatnonzero(scores >= likely)), -1]:
         if run and (
             at != run[-1] + 1 or _span_of(encoded, ends, at) != _span_of(encoded, ends, run[0])
         ):

@@ -215,6 +215,10 @@ class Reading:
     """`(spans, sentence labels)`."""
     token_labels: NDArray[np.float32] | None = None
     """`(document tokens, token labels)`, rows as `EncodedPrompt.token_offsets`."""
+    span_cuts: NDArray[np.float32] | None = None
+    """`(sentence labels,)`: from which probability on the head gives each; None is a half."""
+    token_cuts: NDArray[np.float32] | None = None
+    """`(token labels,)`, likewise."""
     choices: NDArray[np.float32] | None = None
     """`(choices,)`, sums to one."""
     evidence: NDArray[np.float32] | None = None

@@ -24,6 +24,7 @@ BENCHMARKS = {
     "index": "index.py",
     "training": "training.py",
     "methods": "methods.py",
+    "staged": "staged.py",
     "switching": "switching.py",
     "loading": "loading.py",
     "decoding": "decoding.py",
@@ -33,7 +34,7 @@ BENCHMARKS = {
     "concurrency": "concurrency.py",
 }
 """What is run for each file of metrics."""
-WHOLE = ("main_job", "contract_review", "retrieval_effect")
+WHOLE = ("main_job", "contract_review", "retrieval_effect", "staged")
 """Of the others the README shows what has a target; `--json` has all of it."""
 OPEN, CLOSE = "<!-- measured: make bench -->", "<!-- /measured -->"
 

@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 from common import Metric, arguments, finish, need
-from ruamel.yaml import YAML
 
+from agentkit.training.spec import load_train_spec
 from agentkit.training.train import copy_untrained
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,13 +51,15 @@ def main() -> int:
 def trained(scratch: Path, options, *, cached: bool) -> dict:  # noqa: ANN001
     """The metrics of one training in a process and a home of its own."""
     name = "cached" if cached else "plain"
-    folder = copy_untrained(ROOT / "skills" / "compliance-review", scratch / name)
-    yaml = YAML()
-    spec = yaml.load((folder / "train.yaml").read_text("utf-8"))
-    spec |= {"cache_lower": cached, "epochs": options.epochs, "max_minutes": None}
-    spec["data"] = [dict(spec["data"][0]) | {"limit": options.documents}]
-    with (folder / "train.yaml").open("w", encoding="utf-8") as file:
-        yaml.dump(spec, file)
+    skill = ROOT / "skills" / "compliance-review"
+    data = load_train_spec(skill / "train.yaml").data[0].model_dump(exclude_unset=True)
+    changes = {
+        "cache_lower": cached,
+        "epochs": options.epochs,
+        "max_minutes": None,
+        "data": [data | {"limit": options.documents}],
+    }
+    folder = copy_untrained(skill, scratch / name, changes)
     subprocess.run(
         [
             AGENTKIT,

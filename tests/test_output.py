@@ -321,6 +321,18 @@ def test_a_run_below_the_threshold_is_no_mark_but_all_scores_shows_it() -> None:
     assert [m["value"] for m in output["names"]] == ["Acme"]
 
 
+def test_a_heads_own_cuts_decide_where_the_skill_says_nothing() -> None:
+    encoded = encode()
+    words = token_scores(encoded, {"Acme": 0.3, "Bolt": 0.08})
+    rows = [[0.25, 0.0], [0.15, 0.7], [0.1, 0.85], [0.0, 0.0]]
+    completion = read(span_labels=rows, token_labels=words, span_cuts=[0.2, 0.1], token_cuts=[0.2])
+    output = to_output(LABELLER, [(encoded, completion)])
+    assert [(m["kind"], m["score"]) for m in output["clauses"]] == [("duty", 0.25), ("end", 0.85)]
+    assert [m["value"] for m in output["names"]] == ["Acme"]
+    every = to_output(LABELLER, [(encoded, completion)], all_scores=True)
+    assert [m["value"] for m in every["names"]] == ["Acme"]  # from half of the cut on
+
+
 def test_marks_of_all_windows_stand_in_document_order() -> None:
     first, second = encode(last=2), encode(first=2)
     rows = [[0.9, 0.0], [0.9, 0.0]]

@@ -2,8 +2,9 @@
 
 One reading of a document gives every label with a score, where decoding would give a few words at
 a time. A head is stored as `head.safetensors` beside its adapter and switched with it; its kind
-stands in the file's metadata (`agentkit.head`). Heads compute in float32 whatever the backbone's
-type.
+stands in the file's metadata (`agentkit.head`). A head that was trained without an adapter reads
+the bare backbone, and its metadata names that as an adapter's would. Heads compute in float32
+whatever the backbone's type.
 """
 
 from __future__ import annotations
@@ -88,6 +89,12 @@ class SpanLabelHead(nn.Module):
         for layer in (self.span, self.token):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.constant_(layer.bias, -4.0)  # labels are rare: start from a low prior
+        # From which probability on a label is given, as was best on tuning rows: of a rare label
+        # that is well below a half.
+        self.span_cut: Tensor
+        self.token_cut: Tensor
+        self.register_buffer("span_cut", torch.full((span_labels,), 0.5))
+        self.register_buffer("token_cut", torch.full((token_labels,), 0.5))
 
     @property
     def hidden(self) -> int:
@@ -106,6 +113,10 @@ class SpanLabelHead(nn.Module):
     def like(cls, tensors: dict[str, Tensor]) -> SpanLabelHead:
         labels, features = tensors["token.weight"].shape
         return cls(features // 3, tensors["span.weight"].shape[0], labels)
+
+    def defaults(self) -> dict[str, Tensor]:
+        """What a file may leave out."""
+        return {"span_cut": self.span_cut, "token_cut": self.token_cut}
 
 
 class ChoiceHead(nn.Module):
@@ -163,6 +174,10 @@ class ChoiceHead(nn.Module):
         width, features = tensors["query.weight"].shape
         return cls(features // 2, tensors["choice.weight"].shape[0], width)
 
+    def defaults(self) -> dict[str, Tensor]:
+        """What a file may leave out."""
+        return {}
+
 
 Head: TypeAlias = SpanLabelHead | ChoiceHead
 _KINDS: dict[str, type[SpanLabelHead] | type[ChoiceHead]] = {
@@ -184,7 +199,7 @@ def build_head(kind: str, tensors: dict[str, Tensor], *, where: str) -> Head:
         )
     try:
         head = _KINDS[kind].like(tensors)
-        head.load_state_dict(tensors)
+        head.load_state_dict(head.defaults() | tensors)
     except (KeyError, ValueError, RuntimeError) as error:
         raise AdapterError(
             f"the task head's tensors do not make a {kind!r} head: {error}", where=where

@@ -22,7 +22,8 @@ from agentkit.adapters.patterns import by_pattern, ending_matcher, matcher, name
 MAX_RANK = 1024
 MAX_VIRTUAL_TOKENS = 4096
 
-Kind: TypeAlias = Literal["lora", "dora", "activated", "bottleneck", "hybrid", "prefix"]
+Kind: TypeAlias = Literal["lora", "dora", "activated", "bottleneck", "hybrid", "prefix", "head"]
+"""`head` is a task head alone, read off the bare backbone's states."""
 NonLinearity: TypeAlias = Literal["relu", "gelu", "silu", "tanh"]
 SubLayer: TypeAlias = Literal["attention", "feed-forward"]
 

@@ -44,6 +44,7 @@ __all__ = [
     "BottleneckParts",
     "LoadedWeights",
     "LoraPair",
+    "bare_head_metadata",
     "check_adapter",
     "check_adapter_header",
     "check_against_modules",
@@ -178,11 +179,29 @@ def check_adapter(skill: Skill) -> None:
     Raises `AdapterError`. Fit for `Registry(check=...)`: it takes memory for one tensor at a time,
     and does not load torch.
     """
-    config = read_config(skill.adapter_config)
-    check_adapter_header(skill.adapter_weights, config)
-    check_finite(skill.adapter_weights)
+    if skill.adapter:
+        config = read_config(skill.adapter_config)
+        check_adapter_header(skill.adapter_weights, config)
+        check_finite(skill.adapter_weights)
+    else:
+        bare_head_metadata(skill)
     if skill.head_weights:
         check_finite(skill.head_weights)
+
+
+def bare_head_metadata(skill: Skill) -> Mapping[str, str]:
+    """Metadata of the task head of a skill without an adapter, which names its backbone.
+
+    Raises `AdapterError` if it names none: then it was trained with an adapter, which is missing.
+    """
+    metadata = read_header(skill.head_weights)[1] if skill.head_weights else {}
+    if BACKBONE_KEY not in metadata:
+        raise AdapterError(
+            "the task head was trained with an adapter, which is missing",
+            where=str(skill.path),
+            hint="put adapter_config.json and adapter_model.safetensors beside it",
+        )
+    return metadata
 
 
 def check_against_modules(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,12 +46,19 @@ def _of_benchmark(record: Mapping[str, Any], file: Path, method: str) -> list[Me
     name, metrics = record.get("benchmark"), record.get("metrics")
     if not isinstance(name, str) or not isinstance(metrics, list):
         return []
+    found: dict[str, list[str]] = {}
+    for one in metrics:
+        if not (isinstance(one, dict) and isinstance(one.get("value"), int | float)):
+            continue
+        # What was measured of one thing stands together: its name, a comma, and the figure's.
+        thing, _, figure = str(one.get("name", "")).rpartition(", ")
+        words = re.findall(r"[a-z0-9]+", (thing or figure).lower())
+        if method in words:
+            value = f"{one['value']:,.4g} {one.get('unit', '')}".strip()
+            line = f"{figure.replace('_', ' ')} {value}" if thing else value
+            found.setdefault(thing or figure, []).append(line)
     return [
-        Measured(str(file), f"{name}: {one['name']}", f"{one['value']:g} {one.get('unit', '')}")
-        for one in metrics
-        if isinstance(one, dict)
-        and isinstance(one.get("value"), int | float)
-        and method in str(one.get("name", "")).lower().replace("-", " ").replace("_", " ").split()
+        Measured(str(file), f"{name}: {thing}", ", ".join(lines)) for thing, lines in found.items()
     ]
 
 

@@ -45,6 +45,15 @@ def _upper_third(s: Situation) -> str:
     return f"{s.layers - s.layers // 3}-{s.layers - 1}"
 
 
+def _head_alone(s: Situation) -> bool:
+    own = s.deployment == "agentkit" and s.answer != "text" and s.rows >= 200
+    return own and s.memory < 1.5 * s.weights + 0.25
+
+
+def _prefix(s: Situation) -> bool:
+    return s.deployment == "agentkit" and not _head_alone(s) and s.tasks >= 1000
+
+
 RULES: tuple[Rule, ...] = (
     Rule(
         "method",
@@ -54,7 +63,14 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "method",
-        lambda s: s.tasks >= 1000,
+        _head_alone,
+        lambda s: "head",
+        "the memory holds the backbone but no training through it: a task head on its frozen "
+        "states needs one reading of the rows, and minutes",
+    ),
+    Rule(
+        "method",
+        _prefix,
         lambda s: "prefix",
         "a prefix is the smallest adapter, a few hundred kilobytes for a small backbone; with so "
         "many tasks that outweighs that it shares no reading of a document",
@@ -68,9 +84,41 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "method",
+        lambda s: s.tasks >= 100,
+        lambda s: "bottleneck",
+        "one small net in a layer: a quarter of the size of LoRA of rank 16 at its default factor, "
+        "and two products where that has fourteen; memory and time that count with many skills",
+    ),
+    Rule(
+        "method",
+        lambda s: s.gpu and s.rows >= 20_000,
+        lambda s: "hybrid",
+        "rows enough to fill both: LoRA bends what a layer attends to, a bottleneck what it says",
+    ),
+    Rule(
+        "method",
+        lambda s: s.gpu and s.rows >= 5000 and s.memory >= 3 * s.weights + 0.5,
+        lambda s: "dora",
+        "LoRA with magnitudes trained apart comes nearer to full fine-tuning at the same size; it "
+        "trains a little slower, which a GPU hides",
+    ),
+    Rule(
+        "method",
         _always,
         lambda s: "lora",
         "the best understood method; any layers may be adapted, and it serves everywhere",
+    ),
+    Rule(
+        "layers",
+        _prefix,
+        lambda s: "all",
+        "a prefix conditions every layer",
+    ),
+    Rule(
+        "layers",
+        _head_alone,
+        lambda s: "all",
+        "none is adapted: the head reads the last one's states, which are computed once",
     ),
     Rule(
         "layers",
@@ -194,19 +242,27 @@ RULES: tuple[Rule, ...] = (
         lambda s: "head",
         "one reading gives every answer with a calibrated score, and the evidence",
     ),
+    Rule("dtype", _always, lambda s: "bfloat16", "as exact as training needs, in half the memory"),
     Rule(
-        "backbone",
-        lambda s: s.memory < 3 * s.weights + 0.5,
-        lambda s: "nf4 or int8, with gradient checkpointing",
+        "quantization",
+        lambda s: s.gpu and s.memory < min(s.weights + 1, 3 * s.weights + 0.5),
+        lambda s: "nf4",
+        "not even eight bits of each weight would leave room for activations; needs bitsandbytes",
+    ),
+    Rule(
+        "quantization",
+        lambda s: s.memory < 3 * s.weights + 0.5 and not _head_alone(s),
+        lambda s: "int8",
         "in bfloat16 weights and activations would not fit the memory",
     ),
+    Rule("quantization", _always, lambda s: None, ""),
     Rule(
-        "backbone",
-        lambda s: s.memory < 6 * s.weights + 1,
-        lambda s: "bfloat16, with gradient checkpointing",
-        "activations are computed again instead of kept",
+        "checkpointing",
+        lambda s: s.memory < 6 * s.weights + 1 and not _head_alone(s),
+        lambda s: True,
+        "activations are computed again instead of kept: a third more time for much less memory",
     ),
-    Rule("backbone", _always, lambda s: "bfloat16", "it fits, and nothing is lost by rounding"),
+    Rule("checkpointing", _always, lambda s: None, ""),
     Rule(
         "rows",
         lambda s: s.rows < 200,
@@ -240,6 +296,9 @@ def advise(situation: Situation) -> list[Advice]:
 
 def train_settings(advice: Iterable[Advice]) -> dict[str, Json]:
     """The part of the advice that stands in `train.yaml` word for word."""
-    known = ("method", "layers", "rank", "epochs", "packs_per_step", "pack_tokens")
+    known = (
+        *("method", "layers", "rank", "epochs", "packs_per_step", "pack_tokens"),
+        *("dtype", "quantization", "checkpointing"),
+    )
     settings = {one.setting: one.value for one in advice if one.setting in known}
     return settings | {"alpha": 2 * int(settings["rank"])}

@@ -42,6 +42,8 @@ class Answer(StrEnum):
     TEXT = "text"
 
 
+_METHODS = Path("out/benchmarks/methods.json")
+"""What `benchmarks/methods.py` measured, where it was run."""
 _TOKEN_CHARACTERS = 4.5
 """Of English in a usual vocabulary."""
 
@@ -104,7 +106,8 @@ def advise(
     )
     advice = decide(situation)
     settings = train_settings(advice)
-    figures = figures_in([*default_folders(), *(measured or ())], str(settings["method"]))
+    own = [path for path in (_METHODS,) if path.is_file()]
+    figures = figures_in([*default_folders(), *own, *(measured or ())], str(settings["method"]))
     if as_json:
         print_json(
             {

@@ -45,6 +45,14 @@ def train(
         Path | None,
         typer.Option(help="Train copies in here, and leave the folders as they are."),
     ] = None,
+    with_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            help="Change a setting in the copy's train.yaml, as in --with method=head.",
+            metavar="KEY=VALUE",
+        ),
+    ] = None,
     data_dir: DataDir = Path("data"),
     work: Annotated[
         Path | None, typer.Option(help="Where to keep checkpoints; by default in the cache.")
@@ -53,16 +61,22 @@ def train(
 ) -> None:
     """Train skills' adapters as their train.yaml says; killed and called again, it goes on.
 
-    Writes the adapter, metrics.json, a model card and the loss curve into each folder.
+    Writes the adapter, metrics.json, a model card and the loss curve into each folder. The frozen
+    backbone with a skill's task head, to compare with: --out DIR --with method=head.
     """
     from agentkit.training.train import copy_untrained, train_skill
 
     chosen = _chosen(folders or [], all_)
+    changes = _changes(with_ or [])
+    if changes and out is None:
+        raise InputError(
+            "--with changes the train.yaml of a copy", hint="say with --out where copies go"
+        )
     settings = settings_from([*(set_ or []), *([f"backbone={backbone}"] if backbone else [])])
     figures = {}
     for folder in chosen:
         trained = train_skill(
-            copy_untrained(folder, out) if out else folder,
+            copy_untrained(folder, out, changes) if out else folder,
             settings=settings,
             data_dir=data_dir,
             work=work / folder.name if work and len(chosen) > 1 else work,
@@ -82,6 +96,23 @@ def _chosen(folders: list[Path], every: bool) -> list[Path]:
     if not folders:
         raise InputError("no skill folder is given", hint="give folders, or --all")
     return folders
+
+
+def _changes(given: list[str]) -> dict[str, object]:
+    """Settings by name, their values read as YAML."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    changes: dict[str, object] = {}
+    for one in given:
+        key, equals, value = one.partition("=")
+        if not equals:
+            raise InputError(f"{one!r} is not KEY=VALUE", where="--with")
+        try:
+            changes[key.strip()] = YAML(typ="safe").load(value)
+        except YAMLError as error:
+            raise InputError(f"{one!r} is not YAML: {error}", where="--with") from error
+    return changes
 
 
 def rows(

@@ -32,6 +32,8 @@ def labelled(job: Job, hidden: Tensor, cached: int) -> Completion:
     reading = Reading(
         span_labels=spans.sigmoid().cpu().numpy(),
         token_labels=labels.sigmoid().cpu().numpy(),
+        span_cuts=head.span_cut.cpu().numpy(),
+        token_cuts=head.token_cut.cpu().numpy(),
     )
     usage = Usage(len(job.key.prefix), 0, cached)
     return Completion(usage=usage, reading=reading, finish="head")

@@ -17,6 +17,7 @@ from agentkit.adapters.lora import dora_deltas, lora_deltas
 from agentkit.adapters.prefix import PrefixPairs, check_prefix, prefix_pairs
 from agentkit.adapters.weights import (
     Adapter,
+    bare_head_metadata,
     check_against_modules,
     fingerprint_status,
     load_adapter,
@@ -104,6 +105,8 @@ def prepare(skill: Skill, backbone: Backbone) -> PreparedSkill:
     Raises `AdapterError` where anything does not fit the config or the backbone.
     """
     where = str(skill.path)
+    if not skill.adapter:
+        return _head_alone(skill, backbone, where)
     adapter = load_adapter(skill)
     config = adapter.config
     status = fingerprint_status(
@@ -128,6 +131,25 @@ def prepare(skill: Skill, backbone: Backbone) -> PreparedSkill:
         invocation_tokens=invocation,
         head=_read_head(skill, backbone),
         lowest_layer=min((backbone.modules[name].layer for name in deltas), default=0),
+        fingerprint=status,
+    )
+
+
+def _head_alone(skill: Skill, backbone: Backbone, where: str) -> PreparedSkill:
+    """A skill whose head reads the bare backbone: it shares every reading with it."""
+    status = fingerprint_status(
+        bare_head_metadata(skill), backbone.fingerprint, skill.manifest.backbones, where=where
+    )
+    return PreparedSkill(
+        digest=skill.digest,
+        name=skill.name,
+        where=where,
+        kind="head",
+        deltas={},
+        prefix_states=None,
+        invocation_tokens=(),
+        head=_read_head(skill, backbone),
+        lowest_layer=backbone.layers,
         fingerprint=status,
     )
 
@@ -266,19 +288,8 @@ class Gate:
         slot = self._slots.fill(skill.deltas)
         with ExitStack() as undo:
             undo.callback(self._slots.empty, slot)
-            adapted = self._probe(slot, skill.prefix_states)
-            if not adapted.isfinite().all():
-                raise AdapterError(
-                    "the adapted backbone gives NaN or infinite logits", where=skill.where
-                )
-            if torch.equal(adapted, self._bare):
-                raise AdapterError(
-                    "the adapter changes nothing: logits equal the bare backbone's",
-                    where=skill.where,
-                    hint=f"its effect may be below the precision of {self._backbone.dtype}",
-                )
-            if not torch.equal(self._probe(None), self._bare):
-                raise AdapterError("the backbone does not come back", where=skill.where)
+            if skill.kind != "head":
+                self._prove(slot, skill)
             undo.pop_all()
         tensors = [tensor for pair in skill.prefix_states or () for tensor in pair]
         return LoadedSkill(
@@ -291,10 +302,26 @@ class Gate:
             nbytes=sum(delta.nbytes for delta in skill.deltas.values())
             + sum(tensor.nbytes for tensor in tensors),
             kind=skill.kind,
-            starts_at_invocation=skill.kind == "activated",
+            starts_at_invocation=skill.kind in ("activated", "head"),
             prefix_states=skill.prefix_states,
             invocation_tokens=skill.invocation_tokens,
         )
+
+    def _prove(self, slot: int, skill: PreparedSkill) -> None:
+        """Raise `AdapterError` unless the slot changes the logits, and only while it is active."""
+        adapted = self._probe(slot, skill.prefix_states)
+        if not adapted.isfinite().all():
+            raise AdapterError(
+                "the adapted backbone gives NaN or infinite logits", where=skill.where
+            )
+        if torch.equal(adapted, self._bare):
+            raise AdapterError(
+                "the adapter changes nothing: logits equal the bare backbone's",
+                where=skill.where,
+                hint=f"its effect may be below the precision of {self._backbone.dtype}",
+            )
+        if not torch.equal(self._probe(None), self._bare):
+            raise AdapterError("the backbone does not come back", where=skill.where)
 
     def _probe(self, slot: int | None, before: PrefixPairs | None = None) -> Tensor:
         length = before[0][0].shape[-2] if before else 0

@@ -114,16 +114,7 @@ class ChoiceScorer:
                 for at, name in enumerate(names)
             },
             "confusion": {"labels": [*names], "rows": counts.astype(int).tolist()},
-            "reliability": [
-                {
-                    "from": one.low,
-                    "to": one.high,
-                    "rows": int(one.rows),
-                    "confidence": round(one.confidence, 4),
-                    "accuracy": round(one.accuracy, 4),
-                }
-                for one in classes.reliability(np.array(self._confidence), right, answered)
-            ],
+            "reliability": classes.reliability_rows(np.array(self._confidence), right, answered),
         }
 
 

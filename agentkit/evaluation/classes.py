@@ -88,6 +88,20 @@ def reliability(confidence: Floats, right: Floats, weights: Weights) -> list[Bin
     ]
 
 
+def reliability_rows(confidence: Floats, right: Floats, weights: Weights) -> list[dict[str, float]]:
+    """The bins of `reliability` as plain JSON."""
+    return [
+        {
+            "from": one.low,
+            "to": one.high,
+            "rows": int(one.rows),
+            "confidence": round(one.confidence, 4),
+            "accuracy": round(one.accuracy, 4),
+        }
+        for one in reliability(confidence, right, weights)
+    ]
+
+
 def calibration_error(confidence: Floats, right: Floats, weights: Weights) -> float | None:
     """Expected calibration error: mean distance of confidence and accuracy over the bins.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from agentkit.errors import InputError
-from agentkit.evaluation import spans
+from agentkit.evaluation import classes, spans
 from agentkit.evaluation.resampling import Floats, Values, Weights
 from agentkit.evaluation.scoring import Prediction, TextOf
 from agentkit.skill.manifest import MarksAnswer
@@ -22,7 +22,9 @@ class MarksScorer:
 
     Figures, over the marks of all labels together: `span_f1` at a Jaccard similarity of 0.5 in
     characters, `span_precision`, `span_recall`, `exact_f1`; `aupr` and `precision_at_80_recall` as
-    `spans.curve` defines them; `macro_span_f1`, the mean over the labels that are right or found.
+    `spans.curve` defines them; `macro_span_f1`, the mean over the labels that are right or found;
+    `ece` and `brier` of the marks that are given, of which one is right if half of it lies in gold
+    ones of its label, or half of a gold one lies in it: what a label head is trained to say.
     """
 
     def __init__(self, answer: MarksAnswer, text_of: TextOf) -> None:
@@ -34,6 +36,10 @@ class MarksScorer:
         self._found: list[Floats] = []
         """Per document `(labels, thresholds + 1)`, as `spans.Tally`."""
         self._false: list[Floats] = []
+        self._sure: list[float] = []
+        """By mark that was given, as the next two."""
+        self._right: list[bool] = []
+        self._document: list[int] = []
 
     def add(self, input: Json, expected: Json, prediction: Prediction) -> None:
         text = self._text_of(input)
@@ -42,7 +48,7 @@ class MarksScorer:
         unknown = set(gold) - set(self._names)
         if unknown:
             raise InputError(f"there is no label {min(unknown)!r}", where="expected")
-        said = _places(self._marks(prediction.output, asked, "output"))
+        said = self._said(prediction.output, asked, gold)
         scored: dict[str, list[tuple[str, float]]] = defaultdict(list)
         every = prediction.scores if prediction.scores is not None else prediction.output
         for name, (start, end), score in self._marks(every, asked, "output"):
@@ -64,6 +70,24 @@ class MarksScorer:
         self._counts.append(counts)
         self._found.append(found)
         self._false.append(false)
+
+    def _said(
+        self, output: Json, asked: Sequence[str], gold: Mapping[str, set[spans.Place]]
+    ) -> dict[str, set[spans.Place]]:
+        """The stretches that were given by label; keeps how sure each was, and if it is right."""
+        places: dict[str, dict[spans.Place, float]] = defaultdict(dict)
+        for name, place, score in self._marks(output, asked, "output"):
+            places[name][place] = max(score, places[name].get(place, 0.0))
+        for name, found in places.items():
+            right = sorted(gold.get(name, ()))
+            for place, score in found.items():
+                self._sure.append(score)
+                self._right.append(
+                    spans.covered(place, right) >= spans.LEAST
+                    or any(spans.covered(one, [place]) >= spans.LEAST for one in right)
+                )
+                self._document.append(len(self._counts))
+        return {name: set(found) for name, found in places.items()}
 
     def _marks(
         self, value: Json, asked: Sequence[str], where: str
@@ -99,7 +123,14 @@ class MarksScorer:
             "macro_span_f1": float(each.mean()) if len(each) else None,
             "aupr": spans.area(recall, precision) if gold else None,
             "precision_at_80_recall": spans.precision_at(recall, precision, 0.8) if gold else None,
+            "ece": classes.calibration_error(*self._given(weights)),
+            "brier": classes.brier(*self._given(weights)),
         }
+
+    def _given(self, weights: Weights) -> tuple[Floats, Floats, Weights]:
+        """How sure each given mark was, whether it is right, and how often it counts."""
+        sure, right = np.array(self._sure), np.array(self._right, dtype=np.float64)
+        return sure, right, np.asarray(weights)[np.array(self._document, dtype=np.int64)]
 
     def details(self) -> dict[str, Json]:
         counts = np.sum(self._counts, axis=0)
@@ -125,6 +156,7 @@ class MarksScorer:
                 "recall": [round(float(r), 4) for r in recall],
                 "precision": [round(float(p), 4) for p in precision],
             },
+            "reliability": classes.reliability_rows(*self._given(np.ones(len(self._counts)))),
         }
 
 

@@ -64,6 +64,11 @@ class Skill:
         return self.manifest.name
 
     @property
+    def adapter(self) -> bool:
+        """Whether the folder holds an adapter; one without has a head for the bare backbone."""
+        return ADAPTER_WEIGHTS in self.files
+
+    @property
     def adapter_config(self) -> Path:
         return self.path / ADAPTER_CONFIG
 
@@ -141,7 +146,7 @@ def load_skill(path: Path, *, name: str | None = None) -> Skill:
         files = [file for file in served if os.path.lexists(folder / file)]
         manifest, notes = bare_manifest(name, _decoded(texts.get(README)))
     head = HEAD_WEIGHTS in files
-    _require_head(manifest, head, folder)
+    _require_head(manifest, head, folder, alone=ADAPTER_WEIGHTS not in files)
     files.sort()
     digest = folder_digest(folder, tuple(files), texts)
     return Skill(manifest, folder, digest, tuple(files), (*warnings, *notes), head)
@@ -248,6 +253,8 @@ def _require_adapter(folder: Path) -> None:
             "in a place where running the pickle is safe",
         )
     missing = [file for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if not (folder / file).is_file()]
+    if len(missing) == 2 and (folder / HEAD_WEIGHTS).is_file():
+        return  # a task head that reads the bare backbone; its file says that it was trained so
     if missing:
         raise AdapterError(
             f"{' and '.join(missing)} missing: an adapter is what makes a folder a skill",
@@ -262,7 +269,7 @@ def _require_adapter(folder: Path) -> None:
         )
 
 
-def _require_head(manifest: Manifest, head: bool, folder: Path) -> None:
+def _require_head(manifest: Manifest, head: bool, folder: Path, *, alone: bool) -> None:
     answer = manifest.answer
     needs = isinstance(answer, MarksAnswer) or (
         isinstance(answer, ChoiceAnswer) and answer.scoring == "head"
@@ -273,6 +280,12 @@ def _require_head(manifest: Manifest, head: bool, folder: Path) -> None:
             hint += ", or set answer.scoring to likelihood"
         raise SkillError(
             f"answer.kind {answer.kind!r} needs {HEAD_WEIGHTS}", where=str(folder), hint=hint
+        )
+    if alone and not needs:
+        raise AdapterError(
+            f"{ADAPTER_WEIGHTS} missing, and what the skill answers is not read off a task head",
+            where=str(folder),
+            hint="save the trained PEFT model into the folder with save_pretrained",
         )
 
 

@@ -58,7 +58,8 @@ class SpanLabel(_Frozen):
     name: str
     unit: Literal["sentence", "token"] = "sentence"
     """Mark whole spans, or runs of tokens inside them (names, dates)."""
-    threshold: float = Field(default=0.5, ge=0.0, le=1.0)
+    threshold: float | None = Field(default=None, ge=0.0, le=1.0)
+    """From which probability on it is given; by default as the head's training found best."""
     limit: int | None = Field(default=None, ge=1)
     """At most so many marks in a document, the best ones."""
 

@@ -134,13 +134,11 @@ def fit(
     """
     head = set(model.head.parameters()) if model.head is not None else set()
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in trained if p not in head], "lr": spec.rate},
-            {"params": list(head), "lr": spec.head_learning_rate},
-        ],
-        weight_decay=0.01,
-    )
+    groups = [
+        {"params": [p for p in trained if p not in head], "lr": spec.rate},
+        {"params": list(head), "lr": spec.head_learning_rate},
+    ]
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.01)
     steps = max(1, round(spec.epochs * len(packs) / spec.packs_per_step))
     warm = max(1, steps // 20)
     before = _last_whole(checkpoints)

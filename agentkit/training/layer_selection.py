@@ -79,7 +79,8 @@ def layers_of_skill(folder: Path, count: int) -> LayerChoice:
     """
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        named = config.get("layers_to_transform")
+        # A hybrid says it of each of its two parts, which act on the same layers.
+        named = config.get("lora", config).get("layers_to_transform")
         chosen = tuple(range(count)) if named is None else tuple(sorted(map(int, named)))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise SkillError(

@@ -2,12 +2,13 @@
 
 When adapters act only on layers >= L, what the layers below give for a pack never changes: it is
 computed once, kept on disk in the backbone's type, and every epoch runs the upper layers alone.
+What does not fit the room on disk is computed anew each time.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,13 +29,21 @@ def layers_only(base: Any, chosen: range, *, final_norm: bool) -> Iterator[Any]:
     Called with `inputs_embeds` it starts from given states; without its final norm it gives the
     states that the next layer takes.
     """
-    layers, norm, count = base.layers, base.norm, base.config.num_hidden_layers
-    base.layers = nn.ModuleList(layers[chosen.start : chosen.stop])
-    base.config.num_hidden_layers = len(chosen)
-    if not final_norm:
-        base.norm = nn.Identity()
-    try:
+    with _made_of(
+        base,
+        nn.ModuleList(base.layers[chosen.start : chosen.stop]),
+        base.norm if final_norm else nn.Identity(),
+    ):
         yield base
+
+
+@contextmanager
+def _made_of(base: Any, some: nn.ModuleList, last: nn.Module) -> Iterator[None]:
+    """The decoder with these layers and this norm, for as long as the context lasts."""
+    layers, norm, count = base.layers, base.norm, base.config.num_hidden_layers
+    base.layers, base.norm, base.config.num_hidden_layers = some, last, len(some)
+    try:
+        yield
     finally:
         base.layers, base.norm, base.config.num_hidden_layers = layers, norm, count
 
@@ -58,13 +67,23 @@ def recomputed(base: Any) -> Iterator[None]:
 class LowerStates:
     """States of packs after the lower layers, in one file; computed where missing.
 
-    Stateful: the file grows as packs are computed, and a later process goes on with it.
+    Stateful: the file grows up to `limit` bytes as packs are computed, and a later process goes on
+    with it. Where that is too little, what another training left goes first.
     """
 
     def __init__(
-        self, path: Path, *, hidden: int, key: str, dtype: torch.dtype = torch.bfloat16
+        self,
+        path: Path,
+        *,
+        hidden: int,
+        key: str,
+        dtype: torch.dtype = torch.bfloat16,
+        limit: int | None = None,
     ) -> None:
         self._path = path
+        self._limit = limit
+        self._decoder: Any = None
+        self._layers = nn.ModuleList()
         self._hidden = hidden
         self._dtype = dtype
         self._key = key
@@ -86,33 +105,60 @@ class LowerStates:
 
     def compute(self, base: Any, packs: Sequence[Pack], below: int, progress: Progress) -> None:
         """Compute what is missing for the packs, with layers `0..below-1` of a decoder."""
-        missing = {self._name(p): p for p in packs}
-        missing = {name: p for name, p in missing.items() if name not in self._index}
+        self._decoder, self._layers = base, nn.ModuleList(base.layers[:below])
+        wanted = {self._name(p): p for p in packs}
+        missing = {name: p for name, p in wanted.items() if name not in self._index}
+        if self._exceeds(missing.values()) and self._index.keys() - wanted.keys():
+            self._clear()
+            missing = wanted
         task = progress.add_task("lower layers", total=sum(len(p.ids) for p in missing.values()))
         with (
-            layers_only(base, range(below), final_norm=False) as lower,
             self._path.open("ab") as file,
             self._names.open("a", encoding="ascii") as names,
             torch.inference_mode(),
         ):
             for name, pack in missing.items():
-                states = lower(
-                    input_ids=torch.tensor([pack.ids]),
-                    attention_mask=pack.mask(lower.dtype),
-                    position_ids=torch.tensor([pack.positions]),
-                    use_cache=False,
-                ).last_hidden_state[0]
+                if self._exceeds([pack]):
+                    break
+                states = self._computed(pack)
                 offset = file.tell()
-                file.write(states.to(self._dtype).contiguous().view(torch.uint8).numpy().tobytes())
+                file.write(states.contiguous().view(torch.uint8).numpy().tobytes())
                 file.flush()
                 names.write(f"{name} {offset} {file.tell()}\n")
                 names.flush()
                 self._index[name] = offset
                 progress.advance(task, len(pack.ids))
 
+    def _bytes(self, pack: Pack) -> int:
+        return self._dtype.itemsize * self._hidden * len(pack.ids)
+
+    def _exceeds(self, packs: Iterable[Pack]) -> bool:
+        held = self._path.stat().st_size if self._path.exists() else 0
+        return self._limit is not None and held + sum(map(self._bytes, packs)) > self._limit
+
+    def _clear(self) -> None:
+        self._index.clear()
+        self._names.write_text("", encoding="ascii")
+        self._path.write_bytes(b"")
+
+    def _computed(self, pack: Pack) -> Tensor:
+        lower = self._decoder
+        with _made_of(lower, self._layers, nn.Identity()):
+            states: Tensor = lower(
+                input_ids=torch.tensor([pack.ids]),
+                attention_mask=pack.mask(lower.dtype),
+                position_ids=torch.tensor([pack.positions]),
+                use_cache=False,
+            ).last_hidden_state[0]
+        return states.to(self._dtype)
+
     def get(self, pack: Pack) -> Tensor:
         """`(tokens, hidden)`, in the type that it was made with."""
+        name = self._name(pack)
+        if name not in self._index:
+            with torch.no_grad():
+                return self._computed(pack)
         with self._path.open("rb") as file:
-            file.seek(self._index[self._name(pack)])
-            data = bytearray(file.read(self._dtype.itemsize * self._hidden * len(pack.ids)))
+            file.seek(self._index[name])
+            data = bytearray(file.read(self._bytes(pack)))
         return torch.frombuffer(data, dtype=self._dtype).view(len(pack.ids), self._hidden)

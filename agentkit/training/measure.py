@@ -20,6 +20,8 @@ from agentkit.training.model import PackModel, choice_features, label_features, 
 from agentkit.training.packs import Pack
 
 _Array = NDArray[np.float32]
+_ENOUGH = 5
+"""Examples from which on a label has a cut of its own, or a head is calibrated at all."""
 
 
 @torch.inference_mode()
@@ -123,25 +125,28 @@ def calibrate(model: PackModel, packs: Sequence[Pack], states: LowerStates) -> N
     """Make a head's scores mean something, by the tuning rows; ranks stay as they are.
 
     A choice's probabilities are spread by a temperature (Guo et al., "On Calibration of Modern
-    Neural Networks", ICML 2017). Each label's bias, and that of evidence, moves so that a score of
-    0.5 is its best F1; labels with fewer than five examples share one cut, the best for all of them
-    together, for their own would be noise.
+    Neural Networks", ICML 2017), labels' by `platt`. Where a label is given from is its best F1;
+    labels with too few examples share one cut, the best for all of them together, for their
+    own would be noise. The bias of evidence moves so that a score of 0.5 is its best F1.
     """
     model.eval()
     if isinstance(model.head, SpanLabelHead) and packs:
         spans, span_gold, tokens, token_gold = _label_scores(model, model.head, packs, states)
-        for layer, scores, gold in (
-            (model.head.span, spans, span_gold),
-            (model.head.token, tokens, token_gold),
+        for layer, cuts, logits, gold in (
+            (model.head.span, model.head.span_cut, spans, span_gold),
+            (model.head.token, model.head.token_cut, tokens, token_gold),
         ):
-            if scores.size and gold.any():
+            if logits.size and gold.sum() >= _ENOUGH:
+                slope, shifts = platt(torch.from_numpy(logits), torch.from_numpy(gold))
+                layer.weight.mul_(slope)
+                layer.bias.mul_(slope).add_(shifts)
+                scores = (torch.from_numpy(logits) * slope + shifts).sigmoid().numpy()
                 common = _best_cut(scores.ravel(), gold.ravel())
                 for at in range(scores.shape[1]):
-                    enough = gold[:, at].sum() >= 5
-                    cut = _best_cut(scores[:, at], gold[:, at]) if enough else common
-                    layer.bias[at] -= cut
+                    enough = gold[:, at].sum() >= _ENOUGH
+                    cuts[at] = _best_cut(scores[:, at], gold[:, at]) if enough else common
     if isinstance(model.head, ChoiceHead) and packs:
-        logits, held = [], []
+        pointed, held = [], []
         choices, gold_choices = [], []
         for pack in packs:
             if pack.answer_at:
@@ -149,14 +154,14 @@ def calibrate(model: PackModel, packs: Sequence[Pack], states: LowerStates) -> N
                 choice, evidence = model.head(*choice_features(pack, hidden))
                 choices.append(choice)
                 gold_choices += pack.choice
-                logits.append(evidence.flatten().numpy())
+                pointed.append(evidence.flatten().numpy())
                 held.append(pairs(pack.evidence, *evidence.shape).flatten().numpy())
         if choices:
             heat = temperature(torch.cat(choices), torch.tensor(gold_choices))
             model.head.choice.weight.div_(heat)
             model.head.choice.bias.div_(heat)
-        if logits and np.concatenate(held).any():
-            cut = _best_cut(np.concatenate(logits), np.concatenate(held))
+        if pointed and np.concatenate(held).any():
+            cut = _best_cut(np.concatenate(pointed), np.concatenate(held))
             model.head.evidence_cut -= cut
 
 
@@ -170,7 +175,39 @@ def temperature(logits: Tensor, gold: Tensor) -> float:
     return float(tried[int(losses.argmin())])
 
 
-def _best_cut(logits: _Array, gold: _Array) -> float:
-    precision, recall, cuts = precision_recall_curve(gold, logits)
+@torch.inference_mode(False)
+@torch.enable_grad()
+def platt(logits: Tensor, gold: Tensor) -> tuple[float, Tensor]:
+    """A slope for all labels and a shift for each, `(labels,)`, that make the gold likeliest.
+
+    `logits` and `gold` are `(n, labels)`. Platt, "Probabilistic outputs for support vector
+    machines", 1999. A label's shift is drawn to the common one, and the slope to 1, by Gaussian
+    priors of unit width (of the slope's logarithm), so that a label with few examples, or none,
+    takes the others' shift.
+    """
+    known = logits.to(torch.float64, copy=True)  # what was inferred has no gradients
+    truth = gold.to(torch.float64, copy=True)
+    bend = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    common = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    own = torch.zeros(logits.shape[1], dtype=torch.float64, requires_grad=True)
+    optimizer: Any = torch.optim.LBFGS(
+        [bend, common, own], max_iter=100, line_search_fn="strong_wolfe", tolerance_change=1e-9
+    )
+
+    def unlikeliness() -> Tensor:
+        optimizer.zero_grad()
+        said = known * bend.exp() + common + own
+        unlikely = functional.binary_cross_entropy_with_logits(said, truth, reduction="sum")
+        total: Any = unlikely + (own.square().sum() + bend.square()) / 2
+        total.backward()
+        loss: Tensor = total
+        return loss
+
+    optimizer.step(unlikeliness)
+    return float(bend.detach().exp()), (common + own).detach().float()
+
+
+def _best_cut(scores: _Array, gold: _Array) -> float:
+    precision, recall, cuts = precision_recall_curve(gold, scores)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
     return float(cuts[int(np.argmax(f1[:-1]))])

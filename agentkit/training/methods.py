@@ -8,6 +8,7 @@
 | `hybrid` | LoRA and bottlenecks | the same |
 | `alora` | LoRA from the invocation on (https://arxiv.org/abs/2504.12397) | everything before it |
 | `prefix` | keys and values of virtual tokens (https://arxiv.org/abs/2101.00190) | nothing |
+| `head` | the task head alone, on the frozen backbone | everything |
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from agentkit.adapters.bottleneck import Bottlenecks
+from agentkit.adapters.heads import Head
 from agentkit.adapters.kinds import BottleneckConfig
 from agentkit.errors import SkillError
 from agentkit.training.packs import Pack
@@ -156,6 +158,8 @@ def attach(
     """
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    if spec.method == "head":
+        return Attached(None)
     if spec.method == "prefix":
         return _prefix(model, spec, layers)
     bottlenecks = None
@@ -235,18 +239,20 @@ def module_names(model: Any, spec: TrainSpec) -> tuple[str, ...]:
     return spec.modules
 
 
-def start_from(attached: Attached, folder: Path) -> None:
-    """Give a fresh adapter the weights of a trained one; what only it has stays fresh.
+def start_from(attached: Attached, head: Head | None, folder: Path) -> None:
+    """Give a fresh adapter and head the weights of trained ones; what only they have stays fresh.
 
-    Raises `SkillError` if the folder has no adapter of this method and size, or none of its
-    tensors fits a layer that is adapted here.
+    Of the head every weight of the same name and shape is taken: one for other answers shares how
+    it reads. Raises `SkillError` if the folder has no adapter of this method and size, or none of
+    its tensors fits a layer that is adapted here.
     """
     try:
         trained = load_file(folder / "adapter_model.safetensors")
+        read = load_file(folder / "head.safetensors") if head is not None else {}
     except (OSError, SafetensorError) as error:
         raise SkillError(
-            "its adapter cannot be read",
-            where=str(folder / "adapter_model.safetensors"),
+            f"its adapter or its head cannot be read: {error}",
+            where=str(folder),
             hint="start_from names the folder of a trained skill",
         ) from error
     fresh = attached.tensors()
@@ -261,3 +267,7 @@ def start_from(attached: Attached, folder: Path) -> None:
     if not shared:
         raise SkillError("none of its tensors fits", where=str(folder))
     attached.load(fresh | {name: t.to(fresh[name].dtype) for name, t in shared.items()})
+    if head is not None:
+        own = dict(head.named_parameters())  # cuts are no parameters: they are chosen anew
+        fits = {n: t for n, t in read.items() if n in own and t.shape == own[n].shape}
+        head.load_state_dict(head.state_dict() | fits)

@@ -46,6 +46,9 @@ class PackModel(nn.Module):
         """`(tokens, hidden)` after the final norm."""
         embeddings: Any = self.decoder.get_input_embeddings()
         dtype = embeddings.weight.dtype
+        if not len(self.decoder.layers):  # nothing but a head is trained, and nothing is masked
+            normed: Tensor = self.decoder.norm(lower.to(dtype))
+            return normed
         result: Tensor = self.decoder(
             inputs_embeds=lower[None].to(dtype),
             **self._attached.inputs(pack, dtype),

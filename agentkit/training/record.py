@@ -37,10 +37,11 @@ def _card(manifest: Manifest, metrics: dict[str, Any]) -> str:
 
 {manifest.description}
 
-An adapter for the backbone `{backbone["name"]}` (fingerprint `{backbone["fingerprint"][:12]}`),
-trained with `agentkit train`: {training["method"]}, rank {training["rank"]}, layers
-{training["layers"]}, {training["epochs"]:g} epochs of {metrics["tokens_per_epoch"]:,} tokens in
-{metrics["seconds"] / 60:.0f} minutes.
+{_what(training)} for the backbone `{backbone["name"]}` (licence: {backbone["license"]};
+fingerprint `{backbone["fingerprint"][:12]}`),
+trained with `agentkit train`: {_way(training)}, {training["epochs"]:g} epochs of
+{metrics["tokens_per_epoch"]:,} tokens in {metrics["seconds"] / 60:.0f} minutes, with at most
+{metrics["peak_memory_bytes"] / 1e9:.1f} GB of memory.
 
 ## Data
 
@@ -63,6 +64,24 @@ All figures, versions and settings are in `metrics.json`; `training.svg` is the 
 English only. The adapter answers for the kind of documents in the table; what it says of others is
 unmeasured. It is an aid to a reader, not legal advice.
 """
+
+
+def _what(training: dict[str, Any]) -> str:
+    return "A task head" if training["method"] == "head" else "An adapter"
+
+
+def _way(training: dict[str, Any]) -> str:
+    """The method with its size and its layers, as a card says it."""
+    method = training["method"]
+    if method == "head":
+        return "the task head alone, the backbone frozen"
+    size = f"rank {training['rank']}"
+    if method == "prefix":
+        return f"prefix of {training['virtual_tokens']} virtual tokens, every layer"
+    if method in ("bottleneck", "hybrid"):
+        own = f"{training['placement']}, reduction factor {training['reduction_factor']:g}"
+        size = own if method == "bottleneck" else f"{size}, {own}"
+    return f"{method}, {size}, layers {training['layers']}"
 
 
 def _curve(path: Path, name: str, history: list[dict[str, float]]) -> None:

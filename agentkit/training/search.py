@@ -7,7 +7,6 @@ study is kept in a SQLite file, so a search that was killed goes on where it was
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -77,7 +76,6 @@ def search(
     space = spec.search or SearchSpec()
     count = int(model.config.num_hidden_layers)
     learnt, held = parted(sample_packs(packs, spec.probe_packs))
-    ends = time.monotonic() + 60 * space.minutes
 
     def objective(trial: Any) -> float:
         tried = _tried(spec, space, trial)
@@ -100,8 +98,11 @@ def search(
         pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
     )
     left = space.trials - len(study.trials)
-    if left > 0:
-        study.optimize(objective, n_trials=left, timeout=max(1.0, ends - time.monotonic()))
+    # The minutes are those of all starts together.
+    spent = sum(trial.duration.total_seconds() for trial in study.trials if trial.duration)
+    seconds = 60 * space.minutes - spent
+    if left > 0 and (seconds > 0 or not study.trials):
+        study.optimize(objective, n_trials=left, timeout=max(1.0, seconds))
     done = [
         trial for trial in study.trials if trial.value is not None and trial.state.is_finished()
     ]

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from agentkit.adapters.heads import Head
+from agentkit.errors import SkillError
 from agentkit.training.fitting import checkpoint_key
 from agentkit.training.layer_selection import (
     LayerChoice,
@@ -39,6 +40,8 @@ def settle(
     The model is left as it was; pictures of what was measured go into the skill folder.
     Raises `SkillError` for modules or layers that the backbone does not have.
     """
+    if spec.method == "head":
+        return _head_alone(spec, head)
     count = int(model.config.num_hidden_layers)
     spec = spec.model_copy(update={"modules": module_names(model, spec)})
     said = _Said(console)
@@ -66,6 +69,24 @@ def settle(
     if spec.size == "auto":
         spec, found["sizes"] = auto_size(model, spec, packs, choice.chosen, head, said=said)
     return spec, choice, found
+
+
+def _head_alone(
+    spec: TrainSpec, head: Head | None
+) -> tuple[TrainSpec, LayerChoice, dict[str, Any]]:
+    if head is None:
+        raise SkillError(
+            "there is no task head to train: the skill answers in words",
+            where="train.yaml",
+            hint="method head is for answers that a head gives; choose another method",
+        )
+    if spec.search or spec.size:
+        raise SkillError(
+            "a task head alone has neither layers nor a size to be found",
+            where="train.yaml",
+            hint="leave `search` and `size` out, or choose another method",
+        )
+    return spec, LayerChoice((), "none"), {}
 
 
 class _Said:

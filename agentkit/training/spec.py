@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from agentkit.errors import SkillError
 from agentkit.training.layer_selection import Importance
 
-Method: TypeAlias = Literal["lora", "dora", "alora", "bottleneck", "hybrid", "prefix"]
+Method: TypeAlias = Literal["lora", "dora", "alora", "bottleneck", "hybrid", "prefix", "head"]
 RATES: dict[Method, float] = {
     "lora": 5e-4,
     "dora": 5e-4,
@@ -20,6 +21,7 @@ RATES: dict[Method, float] = {
     "bottleneck": 5e-4,
     "hybrid": 5e-4,
     "prefix": 5e-3,
+    "head": 1e-3,
 }
 
 
@@ -110,9 +112,21 @@ class TrainSpec(_Frozen):
     memory, about a third more time."""
     cache_lower: bool = True
     """Whether what lies below the adapted layers is computed once and kept on disk."""
+    cache_gigabytes: float = Field(default=20.0, gt=0.0)
+    """At most so much of it is kept; the rest is computed anew in each epoch."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """What is computed in, and how the backbone's weights are held unless they are quantised."""
+    quantization: Literal["int8", "nf4"] | None = None
+    """The frozen weights of the layers in eight bits, or in four (by bitsandbytes): less memory,
+    a little slower, and the adapter learns to live with their rounding."""
     seed: int = 7
     data: tuple[DataSpec, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainSpec:
+        if self.quantization and self.method == "dora":
+            raise ValueError("dora needs the weights' norms, which quantised ones do not have")
+        return self
 
     def with_rank(self, rank: int) -> TrainSpec:
         """The same with another rank, and `alpha` in the same ratio to it."""
@@ -123,6 +137,20 @@ class TrainSpec(_Frozen):
     def rate(self) -> float:
         """The learning rate."""
         return self.learning_rate or RATES[self.method]
+
+
+def change_train_spec(path: Path, changes: Mapping[str, Any], into: Path) -> None:
+    """Write a `train.yaml` with some settings changed, the rest as it stands, comments included.
+
+    Raises `SkillError` for what `load_train_spec` would refuse.
+    """
+    load_train_spec(path)
+    yaml = YAML()
+    spec = yaml.load(path.read_text(encoding="utf-8"))
+    spec.update(changes)
+    with into.open("w", encoding="utf-8") as file:
+        yaml.dump(spec, file)
+    load_train_spec(into)
 
 
 def load_train_spec(path: Path) -> TrainSpec:

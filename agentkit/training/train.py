@@ -11,22 +11,19 @@ import resource
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
 from safetensors.torch import save_file
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    set_seed,
-)
+from transformers import AutoTokenizer, set_seed
 
 from agentkit import models
 from agentkit.adapters.heads import KIND, ChoiceHead, Head, SpanLabelHead
@@ -36,8 +33,9 @@ from agentkit.prompt import frame_of
 from agentkit.settings import Settings
 from agentkit.skill.manifest import ChoiceAnswer, Manifest, MarksAnswer
 from agentkit.skill.manifest_files import read_manifest
-from agentkit.training.attention import use_block_attention
+from agentkit.training.backbone import decoder_of, load_frozen
 from agentkit.training.fitting import checkpoint_key, fit
+from agentkit.training.layer_selection import LayerChoice
 from agentkit.training.lower import LowerStates, layers_only, recomputed
 from agentkit.training.measure import calibrate, measure_packs
 from agentkit.training.methods import Attached, attach, start_from
@@ -46,7 +44,7 @@ from agentkit.training.packs import Pack, Packer
 from agentkit.training.record import write_record
 from agentkit.training.rows import Split, load_rows
 from agentkit.training.settle import settle
-from agentkit.training.spec import TrainSpec, load_train_spec
+from agentkit.training.spec import TrainSpec, change_train_spec, load_train_spec
 
 WRITTEN = (
     "adapter_config.json",
@@ -112,29 +110,21 @@ def train_skill(
         f"{len(split.tuning)} rows to tune on"
     )
 
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        backbone,
-        dtype=getattr(torch, spec.dtype),
-        trust_remote_code=False,
-        use_safetensors=True,
-        local_files_only=True,
-    )
-    model.train(False)
-    use_block_attention(model)
-    decoder, hidden = _decoder(model), int(model.config.hidden_size)
+    model = load_frozen(backbone, spec)
+    decoder, hidden = decoder_of(model), int(model.config.hidden_size)
     count = int(model.config.num_hidden_layers)
     head = _new_head(manifest, hidden)
     spec, choice, found = settle(
         spec, model, train_packs, head, skill=skill, work=work, console=console
     )
-    # A prefix acts on every layer whatever is chosen; from 0 on nothing but embeddings is kept.
-    lowest = choice.chosen[0] if spec.cache_lower and spec.method != "prefix" else 0
+    lowest = _lowest(spec, choice, count)
     fingerprint = models.fingerprint(backbone)
     states = LowerStates(
         work / "lower-states.bin",
         hidden=hidden,
         dtype=getattr(torch, spec.dtype),
-        key=f"{fingerprint}:{lowest}:{spec.dtype}",
+        limit=round(spec.cache_gigabytes * 1e9),
+        key=":".join(filter(None, (fingerprint, str(lowest), spec.dtype, spec.quantization))),
     )
     checkpoints = (
         work / "checkpoints" / checkpoint_key(spec, train_packs, f"{fingerprint}:{choice.chosen}")
@@ -146,7 +136,7 @@ def train_skill(
     invocation = _invocation(tokenizer)
     attached = attach(model, spec, choice.chosen, invocation)
     if spec.start_from:
-        start_from(attached, skill / spec.start_from)
+        start_from(attached, head, skill / spec.start_from)
     with layers_only(decoder, range(lowest, count), final_norm=True):
         pack_model = PackModel(decoder, model.lm_head, head, spec.evidence_weight, attached)
         before = measure_packs(pack_model, tuning_packs, states, manifest)
@@ -172,15 +162,12 @@ def train_skill(
     return Trained(folder, metrics)
 
 
-def _decoder(model: Any) -> Any:
-    """The layers without the unembedding; raises `SkillError` for one that cannot be cut."""
-    decoder = getattr(model, "model", None)
-    if not all(hasattr(decoder, name) for name in ("layers", "norm", "embed_tokens")):
-        raise SkillError(
-            f"a backbone of type {model.config.model_type} cannot be trained on",
-            hint="decoders built like Llama can: Llama, Qwen, Mistral, Gemma, Phi-3",
-        )
-    return decoder
+def _lowest(spec: TrainSpec, choice: LayerChoice, count: int) -> int:
+    """The layer from which on states change while training; those below are computed once."""
+    # A prefix acts on every layer whatever is chosen; from 0 on nothing but embeddings is kept.
+    if not spec.cache_lower or spec.method == "prefix":
+        return 0
+    return choice.chosen[0] if choice.chosen else count
 
 
 def _thin(packs: list[Pack], manifest: Manifest, spec: TrainSpec) -> list[Pack]:
@@ -226,21 +213,29 @@ def _new_head(manifest: Manifest, hidden: int) -> Head | None:
 def _save(
     skill: Path, attached: Attached, head: Head | None, fingerprint: str, dtype: torch.dtype
 ) -> Path:
-    """Write adapter and head into the skill folder, each file whole or not at all."""
+    """Write adapter and head into the skill folder, each file whole or not at all.
+
+    A head that was trained alone names its backbone, and an earlier training's adapter goes: it is
+    not what the head was trained with.
+    """
     fresh = skill / ".fresh"
     fresh.mkdir(exist_ok=True)
     # In the type of the backbone that it was trained against: bfloat16 halves what is stored.
     tensors = {name: t.detach().to(dtype).contiguous() for name, t in attached.tensors().items()}
-    metadata = {"format": "pt", BACKBONE_KEY: fingerprint}
-    save_file(tensors, fresh / "adapter_model.safetensors", metadata=metadata)
-    config = json.dumps(attached.config(), indent=2, sort_keys=True)
-    (fresh / "adapter_config.json").write_text(config + "\n", encoding="utf-8")
+    named = {"format": "pt", BACKBONE_KEY: fingerprint}
+    if tensors:
+        save_file(tensors, fresh / "adapter_model.safetensors", metadata=named)
+        config = json.dumps(attached.config(), indent=2, sort_keys=True)
+        (fresh / "adapter_config.json").write_text(config + "\n", encoding="utf-8")
     if head is not None:
         state = {name: t.contiguous() for name, t in head.state_dict().items()}
-        save_file(state, fresh / "head.safetensors", metadata={"format": "pt", KIND: head.kind})
+        metadata = {"format": "pt"} if tensors else named
+        save_file(state, fresh / "head.safetensors", metadata=metadata | {KIND: head.kind})
     for file in ("adapter_config.json", "head.safetensors", "adapter_model.safetensors"):
         if (fresh / file).exists():
             (fresh / file).replace(skill / file)
+        elif not tensors:
+            (skill / file).unlink(missing_ok=True)
     shutil.rmtree(fresh)
     return skill
 
@@ -258,8 +253,12 @@ def _metrics(
             if Path(settings.backbone).is_dir()
             else settings.backbone,
             "fingerprint": fingerprint,
+            "license": next(
+                (m.license for m in models.EMBEDDED.values() if m.fingerprint == fingerprint),
+                "as its owner says",
+            ),
         },
-        "training": spec.model_dump(mode="json", exclude={"data"}),
+        "training": spec.model_dump(mode="json", exclude={"data"}) | _folders(spec),
         "data": list(split.sources),
         "packs": len(packs),
         "tokens_per_epoch": sum(len(p.ids) for p in packs),
@@ -271,15 +270,26 @@ def _metrics(
     }
 
 
-def copy_untrained(skill: Path, into: Path) -> Path:
+def _folders(spec: TrainSpec) -> dict[str, str]:
+    """Other skills' folders by their own names, for the same reason."""
+    named = {"start_from": spec.start_from, "layers_of": spec.layers_of}
+    return {key: Path(path).name for key, path in named.items() if path}
+
+
+def copy_untrained(
+    skill: Path, into: Path, changes: Mapping[str, Any] = MappingProxyType({})
+) -> Path:
     """A copy of a skill folder without what a training writes: `into/NAME`.
 
-    A copy that is there stays, so that its training can go on. Raises `SkillError` where another
-    folder's copy would be the same.
+    `changes` are settings that the copy's train.yaml has otherwise. A copy that is there stays, so
+    that its training can go on. Raises `SkillError` where another folder's copy would be the same,
+    or the changed train.yaml cannot be trained by.
     """
     copy = into / skill.resolve().name
     if copy.resolve() == skill.resolve():
         raise SkillError("the copy would be the folder itself", where=str(copy))
     if not copy.exists():
         shutil.copytree(skill, copy, ignore=shutil.ignore_patterns(*WRITTEN))
+    if changes:
+        change_train_spec(skill / "train.yaml", changes, copy / "train.yaml")
     return copy

@@ -29,6 +29,16 @@ def test_a_stored_head_answers_as_it_did(tmp_path: Path) -> None:
         assert torch.equal(ours, theirs)
 
 
+def test_a_label_head_without_cuts_of_its_own_gives_labels_from_a_half_on() -> None:
+    stored = tiny_label_head(24, 3, 2).state_dict()
+    stored["span_cut"][1] = 0.2
+    assert build_head("span-labels", stored, where="x").span_cut.tolist()[1] == pytest.approx(0.2)
+    older = {name: tensor for name, tensor in stored.items() if not name.endswith("_cut")}
+    again = build_head("span-labels", older, where="x")
+    assert again.span_cut.tolist() == [0.5] * 3
+    assert again.token_cut.tolist() == [0.5] * 2
+
+
 def test_a_label_head_gives_a_logit_per_unit_and_label() -> None:
     head = tiny_label_head(24, 3, 2)
     spans, tokens = head(torch.randn(5, 48), torch.randn(7, 72))

@@ -23,6 +23,8 @@ BENCHMARK = {
         {"name": "lora accuracy", "value": 0.71, "unit": "share"},
         {"name": "alora accuracy", "value": 0.7, "unit": "share"},
         {"name": "lora missing", "value": None, "unit": ""},
+        {"name": "hybrid all layers, macro_f1", "value": 0.61, "unit": ""},
+        {"name": "hybrid all layers, bytes", "value": 7_100_000, "unit": ""},
     ],
 }
 
@@ -46,6 +48,9 @@ def test_trainings_and_benchmarks_of_the_method_are_found(figures: Path) -> None
         "methods: lora accuracy": "0.71 share",
     }
     assert [one.what for one in measured([figures], "alora")] == ["methods: alora accuracy"]
+    (hybrid,) = measured([figures], "hybrid")
+    assert hybrid.what == "methods: hybrid all layers"
+    assert hybrid.value == "macro f1 0.61, bytes 7.1e+06"
     assert measured([figures / "methods.json"], "prefix") == []
 
 

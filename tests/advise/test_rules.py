@@ -13,7 +13,7 @@ from agentkit.advise.rules import RULES, Advice, advise, train_settings
 from agentkit.advise.situation import Answer, Deployment, Situation, Updates
 from agentkit.errors import InputError
 from agentkit.skill.manifest import ChoiceAnswer
-from agentkit.training.spec import TrainSpec
+from agentkit.training.spec import Method, TrainSpec
 
 SITUATIONS = st.builds(
     Situation,
@@ -41,7 +41,7 @@ def test_every_situation_gets_settings_that_a_training_takes(situation: Situatio
     advice = advise(situation)
     assert all(one.reason for one in advice)
     found = settings(situation)
-    assert {"method", "layers", "rank", "epochs", "backbone"} <= set(found)
+    assert {"method", "layers", "rank", "epochs", "dtype"} <= set(found)
     spec = TrainSpec.model_validate(train_settings(advice) | {"data": [{"path": "rows.jsonl"}]})
     assert spec.alpha == 2 * spec.rank
     if "answer.scoring" in found:
@@ -58,7 +58,11 @@ def test_every_rule_decides_in_some_situation() -> None:
     reached = set()
     for situation in (
         *(replace(USUAL, rows=rows) for rows in (50, 300, 2000, 10_000, 50_000)),
-        *(replace(USUAL, memory=memory) for memory in (0.5, 1.5, 2.5, 8, 32)),
+        *(replace(USUAL, memory=memory) for memory in (0.5, 1.2, 2.5, 8, 32)),
+        replace(USUAL, memory=1.2, gpu=True),
+        *(replace(USUAL, tasks=200, rows=rows) for rows in (2000, 40_000)),
+        *(replace(USUAL, gpu=True, rows=rows, memory=1.1) for rows in (6000, 30_000)),
+        replace(USUAL, gpu=True, rows=30_000),
         replace(USUAL, memory=32, document_tokens=4000),
         *(replace(USUAL, deployment="vllm", rows=rows, gpu=True) for rows in (100, 9000)),
         replace(USUAL, tasks=2000),
@@ -82,6 +86,12 @@ def test_every_rule_decides_in_some_situation() -> None:
         ({}, "method", "lora"),
         ({"deployment": "vllm", "tasks": 5000}, "method", "lora"),
         ({"tasks": 5000}, "method", "prefix"),
+        ({"tasks": 5000}, "layers", "all"),
+        ({"tasks": 200}, "method", "bottleneck"),
+        ({"gpu": True, "rows": 30_000}, "method", "hybrid"),
+        ({"gpu": True, "rows": 8000}, "method", "dora"),
+        ({"memory": 0.5}, "method", "head"),
+        ({"memory": 0.5, "answer": "text"}, "method", "lora"),
         ({"tasks": 6, "document_tokens": 4000}, "method", "alora"),
         ({"tasks": 6, "document_tokens": 4000, "answer": "marks"}, "method", "lora"),
         ({"rows": 300}, "layers", "20-29"),
@@ -94,9 +104,10 @@ def test_every_rule_decides_in_some_situation() -> None:
         ({"deployment": "vllm"}, "answer.scoring", "likelihood"),
         ({}, "answer.scoring", "head"),
         ({"rows": 300, "tasks": 3}, "start_from", "../general"),
-        ({"parameters": 7e9, "memory": 24}, "backbone", "nf4 or int8, with gradient checkpointing"),
-        ({"parameters": 7e9, "memory": 60}, "backbone", "bfloat16, with gradient checkpointing"),
-        ({}, "backbone", "bfloat16"),
+        ({"parameters": 7e9, "memory": 24}, "quantization", "int8"),
+        ({"parameters": 7e9, "memory": 12, "gpu": True, "answer": "text"}, "quantization", "nf4"),
+        ({"parameters": 7e9, "memory": 60}, "checkpointing", True),
+        ({}, "dtype", "bfloat16"),
     ],
 )
 def test_the_first_rule_that_holds_decides(changes, setting: str, value) -> None:
@@ -105,7 +116,13 @@ def test_the_first_rule_that_holds_decides(changes, setting: str, value) -> None
 
 def test_what_is_not_asked_for_is_left_out() -> None:
     found = settings(replace(USUAL, answer="text"))
-    assert not {"answer.scoring", "start_from", "search", "rows", "retraining"} & set(found)
+    left_out = {"answer.scoring", "start_from", "search", "rows", "retraining"}
+    assert not (left_out | {"quantization", "checkpointing"}) & set(found)
+
+
+def test_every_method_of_a_training_is_advised_somewhere() -> None:
+    named = {rule.value(USUAL) for rule in RULES if rule.setting == "method"}
+    assert named == set(get_args(Method))
 
 
 @given(SITUATIONS, st.integers(1, 10**6))

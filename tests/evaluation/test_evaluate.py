@@ -194,8 +194,28 @@ def test_a_baseline_needs_rows_that_say_what_is_right(
 ) -> None:
     with pytest.raises(InputError, match="no row says what is right"):
         baselines(choice_manifest, [row("a", "q", None)])
-    with pytest.raises(InputError, match="no cheap baseline"):
-        baselines(marks_manifest, [row("a", "q", "yes")])
+    with pytest.raises(InputError, match="does not hold its document's text"):
+        baselines(marks_manifest, [Row({}, {"clauses": []}, "a")])
+
+
+def test_sentences_are_labelled_by_the_nearest_of_the_training_documents(
+    marks_manifest: Manifest,
+) -> None:
+    def deed(rent: str, group: str) -> Row:
+        text = f"This deed is dated now.\n\nThe tenant shall pay a rent of {rent} pounds.\n\nAnn."
+        start = text.index("The tenant")
+        mark = {"category": "duty", "start": start, "end": text.index("\n\nAnn")}
+        return Row({"document": text}, {"clauses": [mark]}, group)
+
+    learnt = [deed(str(n), str(n)) for n in range(9)]
+    (found,) = baselines(marks_manifest, learnt)["tf-idf"]([deed("fifty", "x")])
+    assert [mark["category"] for mark in found.output["clauses"]] == ["duty"]
+    mark = found.output["clauses"][0]
+    assert mark["quote"].startswith("The tenant shall pay a rent of fifty")
+    assert mark["score"] > 0.9
+    assert found.output["names"] == []
+    (nothing,) = baselines(marks_manifest, learnt)["tf-idf"]([Row({"document": ""}, None, "y")])
+    assert nothing.output == {"clauses": [], "names": []}
 
 
 # ---------------------------------------------------------------- pictures
@@ -215,7 +235,7 @@ def test_pictures_are_the_same_for_the_same_values(
         assert ElementTree.parse(path).getroot().tag.endswith("svg")
 
 
-def test_marks_have_a_picture_of_precision_and_recall(
+def test_marks_have_pictures_of_precision_and_recall_and_of_how_sure_they_are(
     marks_manifest: Manifest, tmp_path: Path
 ) -> None:
     pytest.importorskip("matplotlib")
@@ -229,5 +249,6 @@ def test_marks_have_a_picture_of_precision_and_recall(
         marks_manifest, rows, {"mine": predict}, text_of=text_reader(marks_manifest, str)
     )
     assert found is not None
-    assert [path.name for path in draw_all(tmp_path, found)] == ["precision_recall.svg"]
+    drawn = [path.name for path in draw_all(tmp_path, found)]
+    assert drawn == ["precision_recall.svg", "reliability.svg"]
     assert "recall" in (tmp_path / "precision_recall.svg").read_text("utf-8")

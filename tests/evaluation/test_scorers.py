@@ -120,6 +120,22 @@ def test_marks_are_measured_by_overlap_and_by_the_curve(marks_manifest: Manifest
     assert (labels["party"]["gold"], labels["party"]["found"]) == (1, 1)
 
 
+def test_a_given_mark_should_be_as_sure_as_it_is_right(marks_manifest: Manifest) -> None:
+    scorer = MarksScorer(marks_manifest.answer, lambda input: input["document"])
+    expected = {"clauses": [mark("duty", 0, 26), mark("duty", 27, 48)], "names": []}
+    part = mark("duty", 0, 10, 0.9)  # all of it lies in a gold one
+    more = mark("duty", 20, 48, 0.8)  # a gold one lies in it
+    wrong = mark("party", 0, 4, 0.6)
+    kept = {"clauses": [part, more, wrong], "names": [{"name": "party", **span(0, 4, 0.6)}]}
+    scorer.add({"document": TEXT}, expected, Prediction(kept, kept))
+    scorer.add({"document": TEXT}, expected, Prediction(None, error="x"))
+    figures = scorer.figures(ones(2))
+    assert figures["brier"] == pytest.approx((0.1**2 + 0.2**2 + 0.6**2) / 3)
+    assert figures["ece"] == pytest.approx((0.1 + 0.2 + 0.6) / 3)
+    assert scorer.figures(np.array([0.0, 1.0]))["ece"] is None
+    assert [one["rows"] for one in scorer.details()["reliability"] if one["rows"]] == [1, 1, 1]
+
+
 def test_marks_in_a_document_that_failed_are_all_missed(marks_manifest: Manifest) -> None:
     scorer = MarksScorer(marks_manifest.answer, lambda input: input["document"])
     scorer.add({"document": TEXT}, {"clauses": [mark("duty", 0, 26)]}, Prediction(None, error="x"))

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
+from agentkit.adapters.heads import KIND
+from agentkit.adapters.weights import BACKBONE_KEY
 from agentkit.engine.engine import Engine
 from agentkit.evaluation.evaluate import evaluate, text_reader
 from agentkit.evaluation.scoring import Prediction
@@ -163,6 +166,31 @@ def test_two_adapters_with_one_head_answer_alike_on_the_bare_engine(
         )
         answers.append([one.scores for one in predict(rows_for("judge", agreement_text))])
     assert answers[0] == answers[1]
+
+
+def test_a_head_alone_answers_alike_with_and_without_adapters_around(
+    tmp_path: Path, tiny_backbone: TinyBackbone, settings: Settings, engines, agreement_text: str
+) -> None:
+    head = tiny_choice_head(48, 3)
+    folder = tiny_adapter(tmp_path / "judge", tiny_backbone, manifest=MANIFESTS["judge"], head=head)
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / file).unlink()
+    metadata = {KIND: head.kind, BACKBONE_KEY: tiny_backbone.fingerprint}
+    save_file(head.state_dict(), folder / "head.safetensors", metadata=metadata)
+    answers = [
+        SkillPredictor(
+            load_skill(folder),
+            engine=engine,
+            encoder=FakeEncoder(),
+            documents=FileDocumentStore(settings.documents_dir),
+            settings=settings,
+        )(rows_for("judge", agreement_text))
+        for engine in engines.values()
+    ]
+    assert all(one.error is None for one in answers[0])
+    for one, other in zip(*answers, strict=True):
+        assert one.output["verdict"] == other.output["verdict"]
+        assert one.output["score"] == pytest.approx(other.output["score"], abs=1e-4)
 
 
 def test_a_row_that_does_not_fit_fails_alone(predictor, agreement_text: str) -> None:

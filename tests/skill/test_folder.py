@@ -192,6 +192,18 @@ def test_a_folder_without_an_adapter_is_no_skill(tmp_path, write_skill, file):
         load_skill(folder)
 
 
+def test_an_adapter_may_be_missing_where_a_head_answers(tmp_path, write_skill):
+    folder = write_skill(tmp_path / "clause-finder")
+    (folder / "adapter_config.json").unlink()
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "head.safetensors").write_bytes(b"")
+    with pytest.raises(AdapterError, match="not read off a task head"):
+        load_skill(folder)
+    (folder / "skill.yaml").write_text("answer: {kind: choice, choices: [a, b]}")
+    skill = load_skill(folder)
+    assert (skill.adapter, skill.head) == (False, True)
+
+
 def test_skill_yaml_needs_skill_md(tmp_path, write_skill):
     folder = write_skill(tmp_path / "clause-finder", skill_md=None)
     with pytest.raises(SkillError, match=r"skill\.yaml without SKILL\.md"):

@@ -82,3 +82,6 @@ def test_layers_of_another_skill_must_be_there(tmp_path: Path) -> None:
         layers_of_skill(tmp_path, 4)
     config.write_text(json.dumps({}))
     assert layers_of_skill(tmp_path, 3).chosen == (0, 1, 2)
+    hybrid = {"peft_type": "HYBRID", "lora": {"layers_to_transform": [1, 2]}, "bottleneck": {}}
+    config.write_text(json.dumps(hybrid))
+    assert layers_of_skill(tmp_path, 3).chosen == (1, 2)

@@ -119,6 +119,30 @@ def test_states_cut_short_by_a_kill_are_computed_again(model, tmp_path: Path) ->
     assert torch.equal(again.get(two), expected[1])
 
 
+def test_what_does_not_fit_on_disk_is_computed_anew_and_others_leavings_go_first(
+    model, tmp_path: Path
+) -> None:
+    use_block_attention(model)
+    path = tmp_path / "lower.bin"
+    one, two, three = make_pack(1), make_pack(2), make_pack(3)
+    room = 4 * 48 * len(one.ids)
+    expected = [lower_states(model, tmp_path / "whole", [p], 2).get(p) for p in (one, two, three)]
+    lower_states(model, path, [three], 3)
+    states = LowerStates(path, hidden=48, key="k2", dtype=torch.float32, limit=room * 3 // 2)
+    with Progress(disable=True) as progress:
+        states.compute(model.model, [one, two], 2, progress)
+    assert path.stat().st_size == room
+    with layers_only(model.model, range(2, 4), final_norm=True):
+        for pack, wanted in zip((one, two), expected, strict=False):
+            assert torch.equal(states.get(pack), wanted)
+        states.get(two).clone().requires_grad_(True).sum().backward()  # no inference tensor
+        assert len(model.model.layers) == 2
+    again = LowerStates(path, hidden=48, key="k2", dtype=torch.float32, limit=room * 2)
+    with Progress(disable=True) as progress:
+        again.compute(model.model, [one, two], 2, progress)
+    assert path.stat().st_size == room * 2
+
+
 def test_states_are_kept_in_the_type_of_the_backbone(tiny_backbone, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         tiny_backbone.path, dtype=torch.bfloat16, local_files_only=True

@@ -24,22 +24,24 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from agentkit.adapters.heads import build_head
+from agentkit.adapters.heads import ChoiceHead, build_head
 from agentkit.adapters.weights import BACKBONE_KEY, check_adapter
 from agentkit.engine.engine import Engine
-from agentkit.errors import InputError, SkillError
+from agentkit.errors import AdapterError, InputError, SkillError
 from agentkit.output import to_output
 from agentkit.prompt import encode_prompt, frame_of, number_spans, skill_prompt
 from agentkit.retrieval.loaders import document_from_text
 from agentkit.skill.folder import Skill, load_skill
 from agentkit.testing import TinyBackbone
 from agentkit.training.attention import use_block_attention
+from agentkit.training.backbone import load_frozen
 from agentkit.training.fitting import _Clock
 from agentkit.training.lower import LowerStates, layers_only
-from agentkit.training.methods import Attached
+from agentkit.training.methods import Attached, attach, start_from
 from agentkit.training.model import PackModel, choice_features, label_features
 from agentkit.training.packs import Pack, Packer
 from agentkit.training.rows import Row
+from agentkit.training.spec import TrainSpec
 from agentkit.training.train import Trained, train_skill
 from agentkit.types import EncodedPrompt, Generation, Request
 
@@ -172,6 +174,7 @@ def test_the_adapter_remembers_its_backbone(done: Done, tiny_backbone: TinyBackb
     assert done.trained.metrics["backbone"] == {
         "name": tiny_backbone.path.name,
         "fingerprint": tiny_backbone.fingerprint,
+        "license": "as its owner says",
     }
 
 
@@ -386,6 +389,75 @@ def test_minutes_count_over_all_starts_of_a_training(tmp_path: Path) -> None:
     assert _Clock(None).seconds < 100
 
 
+# ---------------------------------------------------------------- a head alone
+
+
+@pytest.mark.parametrize("kind", ["choice", "marks"])
+def test_a_head_alone_is_trained_on_the_frozen_backbone_and_served_without_an_adapter(
+    make_toy: Callable[..., Any], tmp_path: Path, kind: str
+) -> None:
+    toy = make_toy(kind, tmp_path, method="head", steps=60)
+    (toy.folder / "adapter_config.json").write_text("{}")  # of an earlier training
+    (toy.folder / "adapter_model.safetensors").write_text("")
+    trained, _ = train(toy)
+    assert {"adapter_config.json", "adapter_model.safetensors"}.isdisjoint(
+        path.name for path in toy.folder.iterdir()
+    )
+    losses = [entry["loss"] for entry in trained.metrics["loss"]]
+    assert losses[-1] < 0.8 * losses[0]
+    skill = load_skill(toy.folder)
+    check_adapter(skill)
+    tokenizer = AutoTokenizer.from_pretrained(toy.settings.backbone)
+    plain: Any = AutoModelForCausalLM.from_pretrained(toy.settings.backbone).eval()
+    head = build_head(
+        {"choice": "choice", "marks": "span-labels"}[kind],
+        load_file(toy.folder / "head.safetensors"),
+        where="head",
+    )
+    with Engine.open(toy.settings) as engine:
+        engine.load(skill)
+        found = engine.loaded[skill.digest]
+        assert (found.kind, found.fingerprint, found.nbytes) == ("head", "match", 0)
+        encoded = prompts(skill, toy, engine.tokenizer)
+        completions = engine.run([Request(e, adapter=skill.digest, read=True) for e in encoded])
+    packer = Packer(tokenizer, frame_of(tokenizer), skill.manifest, 256)
+    for row, completion in zip(toy.rows, completions, strict=False):
+        assert not isinstance(completion, Exception), completion
+        (pack,) = packer.pack([Row(row["input"], row["expected"], "g")])
+        with torch.inference_mode():
+            hidden = plain.model(input_ids=torch.tensor([pack.ids])).last_hidden_state[0]
+            if kind == "choice":
+                wanted = head(*choice_features(pack, hidden))[0][0].softmax(-1)
+                ours = completion.reading.choices
+            else:
+                wanted = head(*label_features(pack, hidden))[0].sigmoid()
+                ours = completion.reading.span_labels
+        np.testing.assert_allclose(ours, wanted.numpy(), atol=1e-3)
+
+
+def test_a_head_that_lost_its_adapter_is_not_served(
+    make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    toy = make_toy("choice", tmp_path, steps=4)
+    train(toy)
+    (toy.folder / "adapter_config.json").unlink()
+    (toy.folder / "adapter_model.safetensors").unlink()
+    skill = load_skill(toy.folder)
+    with pytest.raises(AdapterError, match="trained with an adapter, which is missing"):
+        check_adapter(skill)
+    with Engine.open(toy.settings) as engine, pytest.raises(AdapterError, match="is missing"):
+        engine.load(skill)
+
+
+@pytest.mark.parametrize("changes", [{"size": "auto"}, {"search": {"trials": 1}}])
+def test_a_head_alone_has_nothing_to_search_for(
+    make_toy: Callable[..., Any], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    toy = make_toy("choice", tmp_path, method="head", **changes)
+    with pytest.raises(SkillError, match="neither layers nor a size"):
+        train(toy)
+
+
 # ---------------------------------------------------------------- what cannot be trained
 
 
@@ -397,6 +469,7 @@ def rewrite(toy: Any, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
+        ({"method": "head"}, SkillError, "no task head to train"),
         ({"layers": "2-9"}, SkillError, "is not a range within 0-3"),
         ({"data": [{"path": "gone.jsonl"}]}, InputError, "gone.jsonl"),
         ({"modules": ["no_such_proj"]}, SkillError, "no_such_proj"),
@@ -488,6 +561,29 @@ def test_a_skill_can_start_from_a_trained_one(make_toy: Callable[..., Any], tmp_
     staged = make_toy("likelihood", tmp_path / "staged", steps=10, start_from=str(general.folder))
     first = [train(toy)[0].metrics["loss"][0]["loss"] for toy in (fresh, staged)]
     assert first[1] < first[0] / 2
+    metrics = (staged.folder / "metrics.json").read_text()
+    assert json.loads(metrics)["training"]["start_from"] == "toy-skill"
+    assert str(general.folder) not in metrics
+
+
+def test_a_head_that_is_started_from_gives_what_fits(
+    make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    general = make_toy("choice", tmp_path / "general", steps=30)
+    train(general)
+    staged = make_toy("choice", tmp_path / "staged", steps=2, start_from=str(general.folder))
+    began = train(staged)[0].metrics["tuning"]["untrained"]
+    ended = json.loads((general.folder / "metrics.json").read_text())["tuning"]["trained"]
+    assert began.get("f1") == ended.get("f1")
+    narrow = ChoiceHead(48, 5)
+    spec = TrainSpec(data=({"path": "x"},), dtype="float32", rank=4)
+    model = load_frozen(Path(general.settings.backbone), spec)
+    before = narrow.choice.weight.clone()
+    start_from(attach(model, spec, [2, 3], ()), narrow, general.folder)
+    assert torch.equal(narrow.choice.weight, before)
+    assert torch.equal(
+        narrow.query.weight, load_file(general.folder / "head.safetensors")["query.weight"]
+    )
 
 
 def test_an_adapter_of_another_size_cannot_be_started_from(

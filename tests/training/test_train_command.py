@@ -52,6 +52,49 @@ def test_copies_are_trained_for_another_backbone_and_the_folders_stay(
         assert metrics["backbone"]["name"] == tiny_backbone.path.name
 
 
+def test_settings_are_changed_in_the_copy_alone(
+    make_toy: Callable[..., Any],
+    tiny_backbone: TinyBackbone,
+    tmp_path: Path,
+    call: Callable[..., Any],
+) -> None:
+    toy = make_toy("choice", tmp_path, steps=2)
+    before = (toy.folder / "train.yaml").read_text()
+    out = tmp_path / "out"
+    changes = ("--with", "method=head", "--with", "data=[{path: rows.jsonl, limit: 4}]")
+    code, _, _ = call(
+        "train", str(toy.folder), "--backbone", str(tiny_backbone.path), "--out", str(out), *changes
+    )
+    assert code == 0
+    assert (toy.folder / "train.yaml").read_text() == before
+    training = json.loads((out / "toy-skill" / "metrics.json").read_text())["training"]
+    assert (training["method"], training["rank"]) == ("head", 4)
+    assert not (out / "toy-skill" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("--with", "method=head"), "--out"),
+        (("--with", "method", "--out", "o"), "is not KEY=VALUE"),
+        (("--with", "method=none", "--out", "o"), "method"),
+    ],
+)
+def test_a_change_that_cannot_be_made_is_bad_input(
+    make_toy: Callable[..., Any],
+    tmp_path: Path,
+    call: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    changes: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    toy = make_toy("choice", tmp_path / "at")
+    code, out, err = call("train", str(toy.folder), *changes)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

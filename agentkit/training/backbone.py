@@ -1,0 +1,67 @@
+"""The frozen backbone as a training needs it: in its computing type, or with quantised weights."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from agentkit.errors import SkillError
+from agentkit.training.attention import use_block_attention
+from agentkit.training.quantized import quantize_layers
+from agentkit.training.spec import TrainSpec
+
+
+def load_frozen(folder: Path, spec: TrainSpec) -> Any:
+    """The model in a folder, with attention in row blocks, in evaluation mode.
+
+    Raises `SkillError` for a backbone whose layers cannot be cut, and where what quantises it is
+    not installed.
+    """
+    options: dict[str, Any] = {}
+    if spec.quantization == "nf4":
+        options["quantization_config"] = _nf4(spec)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, spec.dtype),
+        trust_remote_code=False,
+        use_safetensors=True,
+        local_files_only=True,
+        **options,
+    )
+    model.train(False)
+    use_block_attention(model)
+    decoder = decoder_of(model)
+    if spec.quantization == "int8":
+        quantize_layers(decoder)
+    return model
+
+
+def decoder_of(model: Any) -> Any:
+    """The layers without the unembedding; raises `SkillError` for one that cannot be cut."""
+    decoder = getattr(model, "model", None)
+    if not all(hasattr(decoder, name) for name in ("layers", "norm", "embed_tokens")):
+        raise SkillError(
+            f"a backbone of type {model.config.model_type} cannot be trained on",
+            hint="decoders built like Llama can: Llama, Qwen, Mistral, Gemma, Phi-3",
+        )
+    return decoder
+
+
+def _nf4(spec: TrainSpec) -> Any:
+    """Four-bit NormalFloat, doubly quantised, as QLoRA has it (https://arxiv.org/abs/2305.14314)."""
+    if find_spec("bitsandbytes") is None:
+        raise SkillError(
+            "quantization nf4 needs the package 'bitsandbytes', which is not installed",
+            where="train.yaml",
+            hint="pip install bitsandbytes, or write `quantization: int8`, which needs nothing",
+        )
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, spec.dtype),
+    )

@@ -1,0 +1,281 @@
+"""Ways to adapt compared on compliance-review: quality, size, training cost and inference cost.
+
+Every method is trained on the same few rows of the skill's own data for the same minutes, with all
+layers and with the upper third alone, each in a process of its own; beside them the task head alone
+on the frozen backbone. A method whose folder is whole is not trained again, one that was cut off
+goes on. Quality is that of the tuning documents, which no training saw. Inference cost is that of
+the engine, in turn with the bare backbone, as its share of that: for a document that is read for
+the first time, and for one that the bare backbone has read before.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from common import Metric, arguments, finish, need
+from trainings import QUALITY, ROOT, SKILL, record, source, trained
+
+from agentkit.adapters.tensor_file import read_header
+from agentkit.engine.engine import Engine
+from agentkit.errors import MissingExtraError
+from agentkit.pictures import picture
+from agentkit.prompt import number_spans, skill_prompt
+from agentkit.retrieval.loaders import document_from_text
+from agentkit.settings import Settings
+from agentkit.skill.folder import Skill, load_skill
+from agentkit.training.spec import RATES, Method, load_train_spec
+from agentkit.types import Request
+
+FOLDERS = ROOT / "out" / "methods"
+PICTURE = ROOT / "benchmarks" / "methods.svg"
+SPARSE = "upper 1/3"
+FROZEN: Method = "head"
+FIGURES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "evidence_average_precision": "evidence AP",
+    "parameters": "parameters",
+    "bytes": "bytes",
+    "training_seconds": "training, s",
+    "peak_memory": "peak memory, GB",
+    "cost_of_a_new_document": "cost, new document",
+    "cost_of_a_read_document": "cost, read document",
+}
+"""What is measured of each, and how the table names it."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method on some layers."""
+
+    method: Method
+    layers: str = "all"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        if self.method == FROZEN:
+            return "frozen with head"
+        kind = " ".join([self.method, *(str(value) for value in self.settings.values())])
+        return f"{kind} {'all layers' if self.layers == 'all' else self.layers}"
+
+    @property
+    def folder(self) -> str:
+        return self.name.replace(" ", "-").replace("/", "-")
+
+
+def variants() -> Iterator[Variant]:
+    yield Variant(FROZEN)
+    both: tuple[Method, ...] = ("lora", "alora", "hybrid")
+    for layers in ("all", SPARSE):
+        yield from (Variant(method, layers) for method in both)
+        for placement in ("houlsby", "pfeiffer"):
+            yield Variant("bottleneck", layers, {"placement": placement})
+    yield Variant("prefix")
+
+
+def main() -> int:
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--minutes", type=float, default=2.5, help="of training, each")
+    parser.add_argument("--documents", type=int, default=60, help="to train on")
+    parser.add_argument("--tuning", type=int, default=10, help="whole documents to measure on")
+    parser.add_argument("--rounds", type=int, default=2, help="of the timing in the engine")
+    parser.add_argument("--characters", type=int, default=8000, help="of the document then read")
+    parser.add_argument("--only", action="append", help="variants whose names hold this")
+    parser.add_argument("--folders", type=Path, default=FOLDERS, help="where they are trained")
+    parser.add_argument("--picture", type=Path, default=PICTURE)
+    options = parser.parse_args()
+    need(options.data_dir)
+    chosen = [
+        one
+        for one in variants()
+        if one.method == FROZEN or any(part in one.name for part in options.only or [""])
+    ]
+    folders = {
+        one.name: trained(
+            one.name, options.folders / one.folder, changes(one, options), options.data_dir
+        )
+        for one in chosen
+    }
+    costs = inference({name: load_skill(folder) for name, folder in folders.items()}, options)
+    metrics: list[Metric] = []
+    for name, folder in folders.items():
+        found = record(folder)
+        metrics += [
+            Metric(f"{name}, {figure}", value, unit)
+            for figure, value, unit in (
+                *((figure, found["tuning"]["trained"][figure], "") for figure in QUALITY),
+                *sizes(folder),
+                ("training_seconds", found["seconds"], "s"),
+                ("peak_memory", found["peak_memory_bytes"] / 1e9, "GB"),
+                *((figure, value, "times the bare") for figure, value in costs[name].items()),
+            )
+        ]
+    first = record(folders[Variant(FROZEN).name])
+    metrics += [
+        Metric("questions", first["tuning"]["trained"]["questions"]),
+        Metric("minutes of training each", options.minutes),
+        Metric("rows", sum(one["train_rows"] for one in first["data"])),
+    ]
+    with suppress(MissingExtraError):
+        draw(options.picture, by_variant([asdict(m) for m in metrics]))
+    code = finish("methods", metrics, options.json)
+    print("\n".join(table([asdict(m) for m in metrics])))
+    return code
+
+
+# ---------------------------------------------------------------- training
+
+
+def changes(variant: Variant, options: Any) -> dict[str, Any]:
+    """What differs from the skill's own train.yaml."""
+    spec = load_train_spec(SKILL / "train.yaml")
+    # The skill's own rate, as much above or below a method's default as it is for its method.
+    rate = RATES[variant.method] * spec.rate / RATES[spec.method]
+    return {
+        "method": variant.method,
+        "layers": variant.layers,
+        "learning_rate": rate,
+        "epochs": 1000 if variant.method != FROZEN else 40,
+        "max_minutes": options.minutes,
+        "pack_tokens": 1536,
+        "packs_per_step": 1,
+        "data": [
+            source(split="train_evidence") | {"limit": options.documents, "tuning": 0},
+            source(split="train_full_50") | {"limit": options.tuning, "tuning": 0.999},
+        ],
+        **variant.settings,
+    }
+
+
+def sizes(folder: Path) -> Iterator[tuple[str, float, str]]:
+    """Of the adapter, or of the head where there is none."""
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        weights = folder / "head.safetensors"
+    specs, _ = read_header(weights)
+    yield "parameters", sum(prod(spec.shape) for spec in specs.values()), ""
+    yield "bytes", weights.stat().st_size, ""
+
+
+# ---------------------------------------------------------------- inference
+
+
+def inference(skills: dict[str, Skill], options: Any) -> dict[str, dict[str, float]]:
+    """By variant the median cost of the example's questions, as a share of the bare backbone's."""
+    document = (ROOT / "examples" / "documents" / "nda.md").read_text("utf-8")
+    text = document[: options.characters]
+    lines = (ROOT / "examples" / "playbooks" / "nda.md").read_text("utf-8").splitlines()
+    rules = [line[2:] for line in lines if line.startswith("- ")]
+    bare = skills[Variant(FROZEN).name]
+    seconds: dict[str, dict[str, list[float]]] = {
+        name: {"cost_of_a_new_document": [], "cost_of_a_read_document": []} for name in skills
+    }
+    with Engine.open(Settings()) as engine:
+        for skill in skills.values():
+            engine.load(skill)
+        number = 0
+        for turn in range(options.rounds + 1):
+            for name, skill in skills.items():
+                for figure in seconds[name]:
+                    number += 1  # no text comes twice: nothing of it is known
+                    asked = requests(engine, skill, f"Copy {number}. {text}", rules)
+                    if figure == "cost_of_a_read_document":
+                        answered(engine, requests(engine, bare, f"Copy {number}. {text}", rules))
+                    began = time.perf_counter()
+                    answered(engine, asked)
+                    if turn:  # the first is for warmth
+                        seconds[name][figure].append(time.perf_counter() - began)
+    medians = {
+        name: {figure: statistics.median(taken) for figure, taken in of.items()}
+        for name, of in seconds.items()
+    }
+    base = medians[Variant(FROZEN).name]["cost_of_a_new_document"]
+    return {name: {f: value / base for f, value in of.items()} for name, of in medians.items()}
+
+
+def requests(engine: Engine, skill: Skill, text: str, rules: Sequence[str]) -> list[Request]:
+    spans = number_spans(document_from_text(text))
+    prompts = [
+        skill_prompt(engine.frame, skill.manifest, {"rule": rule, "document": text}, spans)
+        for rule in rules
+    ]
+    return [Request(engine.encode(p), adapter=skill.digest, read=True) for p in prompts]
+
+
+def answered(engine: Engine, asked: Sequence[Request]) -> None:
+    for outcome in engine.run(asked):
+        if isinstance(outcome, Exception):
+            raise outcome
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+def by_variant(metrics: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Figures by variant, in their order."""
+    found: dict[str, dict[str, float]] = {}
+    for metric in metrics:
+        name, _, figure = metric["name"].rpartition(", ")
+        if name:
+            found.setdefault(name, {})[figure] = metric["value"]
+    return found
+
+
+def table(metrics: Sequence[dict[str, Any]]) -> list[str]:
+    """A row for each variant, in markdown."""
+    rows = [
+        f"| method | {' | '.join(FIGURES.values())} |",
+        f"|---|{'---|' * len(FIGURES)}",
+    ]
+    for name, figures in by_variant(metrics).items():
+        rows.append(f"| {name} | {' | '.join(shown(figures[figure]) for figure in FIGURES)} |")
+    return rows
+
+
+def shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def draw(path: Path, found: dict[str, dict[str, float]]) -> None:
+    """Quality over size: a method's dots joined, hollow where it has the upper layers alone."""
+    colours = {}
+    with picture(path, (6.4, 4)) as axes:
+        for name, figures in found.items():
+            method = name.removesuffix(" all layers").removesuffix(f" {SPARSE}")
+            colour = colours.setdefault(method, f"C{len(colours)}")
+            sparse = name.endswith(SPARSE)
+            axes.scatter(
+                figures["parameters"],
+                figures["macro_f1"],
+                color=colour,
+                facecolors="none" if sparse else colour,
+                label=None if sparse else method,
+            )
+        for method, colour in colours.items():
+            ends = [f for n, f in found.items() if n.startswith(f"{method} ")]
+            axes.plot(
+                [f["parameters"] for f in ends],
+                [f["macro_f1"] for f in ends],
+                color=colour,
+                linewidth=1,
+                alpha=0.5,
+            )
+        axes.set(
+            xscale="log",
+            xlabel="parameters (hollow: upper third of the layers)",
+            ylabel="macro-F1 on documents not trained on",
+        )
+        axes.legend(frameon=False, fontsize=8)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""What the benchmarks that train share: small trainings in folders that are kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from agentkit.errors import AgentkitError
+from agentkit.skill.folder import load_skill
+from agentkit.training.spec import TrainSpec, load_train_spec
+from agentkit.training.train import copy_untrained
+
+ROOT = Path(__file__).resolve().parent.parent
+SKILL = ROOT / "skills" / "compliance-review"
+AGENTKIT = Path(sys.executable).with_name("agentkit")
+QUALITY = ("accuracy", "macro_f1", "evidence_average_precision")
+
+console = Console(stderr=True)
+
+
+def source(**known: Any) -> dict[str, Any]:
+    """The source of the skill's train.yaml whose data set, or split, is the one named."""
+    spec = load_train_spec(SKILL / "train.yaml")
+    for one in spec.data:
+        facts = {"dataset": one.dataset, **one.options}
+        if all(facts.get(key) == value for key, value in known.items()):
+            return one.model_dump(exclude_unset=True)
+    raise SystemExit(f"{SKILL.name} is not trained on {known}")
+
+
+def trained(name: str, into: Path, changes: Mapping[str, Any], data_dir: Path) -> Path:
+    """The folder of a whole training by the changed train.yaml; trains where there is none yet."""
+    folder = into / SKILL.name
+    if whole(folder, changes):
+        console.print(f"{name}: trained before")
+        return folder
+    copy_untrained(SKILL, into, changes)
+    console.print(f"{name}: training")
+    subprocess.run(
+        [AGENTKIT, "train", folder, "--data-dir", data_dir, "--work", into / "work"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    # Its states are its own, so that the seconds of each training hold the making of them.
+    shutil.rmtree(into / "work")
+    return folder
+
+
+def whole(folder: Path, changes: Mapping[str, Any]) -> bool:
+    """Whether the folder holds what a training with these changes gives."""
+    try:
+        load_skill(folder)
+        record(folder)
+        spec = load_train_spec(folder / "train.yaml").model_dump(exclude_unset=True, mode="json")
+        base = load_train_spec(SKILL / "train.yaml").model_dump(exclude_unset=True)
+    except (OSError, ValueError, AgentkitError):
+        return False
+    wanted = TrainSpec.model_validate(base | dict(changes))
+    return spec == wanted.model_dump(exclude_unset=True, mode="json")
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """The metrics.json of a training."""
+    found: dict[str, Any] = json.loads((folder / "metrics.json").read_text("utf-8"))
+    return found
