@@ -19,7 +19,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from agentkit.adapters.layers import ModuleSpec
-from agentkit.engine.mixing import Gathers, MixedPlan, Segment, merged
+from agentkit.engine.mixing import MixedPlan, Segment, merged
 
 
 class Delta(Protocol):
@@ -79,7 +79,7 @@ class Slots:
         self._modules = modules
         self._wrapped: dict[str, AdaptedForward] = {}
         self._activation = Activation()
-        self._gathers = Gathers()
+        self._plan: MixedPlan | None = None
         self._numbers = count(1)  # never reused, so a stale number can mean no other adapter
 
     def fill(self, deltas: Mapping[str, Delta]) -> int:
@@ -97,7 +97,7 @@ class Slots:
         """Take an adapter out; modules that hold none afterwards are as they were."""
         if self._activation.slot == slot:
             self._activation.slot = None
-        self._gathers.drop(slot)
+        self._plan = None
         for name, wrapped in list(self._wrapped.items()):
             wrapped.deltas.pop(slot, None)
             if not wrapped.deltas:
@@ -105,8 +105,8 @@ class Slots:
                 del self._wrapped[name]
 
     def release(self) -> None:
-        """Forget what mixed batches gathered; it is gathered again when it is needed."""
-        self._gathers.clear()
+        """Forget what the last mixed batch stacked; it is stacked again when it is needed."""
+        self._plan = None
 
     @property
     def active(self) -> int | None:
@@ -134,8 +134,11 @@ class Slots:
             with self.activated(segments[0].slot if segments else None):
                 yield
             return
+        if self._plan is None or self._plan.segments != tuple(segments):
+            self._plan = MixedPlan(segments)
+        self._plan.begin()
         before = self._activation.plan
-        self._activation.plan = MixedPlan(segments, self._gathers)
+        self._activation.plan = self._plan
         try:
             yield
         finally:

@@ -1,29 +1,31 @@
 """Several skills in one forward: each stretch of tokens is changed by the adapter of its own.
 
-A long stretch takes its adapter's own products. Short ones (rows that decode: one token each)
-would make many tiny products, so the LoRA of up to eight skills are laid side by side, each at
-its own rank: one product down for all their tokens, a mask that leaves every token the columns of
-its own skill, one product up that adds into the outputs. At these sizes the weights' way through
-memory is the cost, not the columns that the mask throws away. (S-LoRA,
-https://arxiv.org/abs/2311.03285, and Punica, https://arxiv.org/abs/2310.18547, do it by kernels.)
+In a batch that has just changed, each stretch takes its adapter's own products. Where the batch
+stays, the LoRA of its short stretches (rows that decode: one token each) are stacked, those of one
+shape together, none padded: one batched product down for all modules that read the same states,
+one up that adds into the outputs. A product of a few tokens is over sooner than it is called.
+(S-LoRA, https://arxiv.org/abs/2311.03285, and Punica, https://arxiv.org/abs/2310.18547, do it by
+kernels.)
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
-from agentkit.adapters.lora import LoraDelta
+from agentkit.adapters.joint import Joint
+from agentkit.adapters.lora import Down, LoraDelta
 
-LONG = 16
-"""Tokens from which a stretch takes its adapter's products by itself."""
-TOGETHER = 8
-"""Skills whose products are laid side by side at most; more would be columns thrown away."""
+SHORT = 8
+"""Tokens up to which the products of a stretch are stacked with others."""
+SETTLED = 3
+"""Forwards after which a batch is taken to stay: stacking copies the weights, which takes about as
+long as it saves in two."""
 
 _Delta: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
@@ -50,183 +52,131 @@ def merged(segments: Sequence[Segment]) -> list[Segment]:
     return joined
 
 
-def runs_of(segments: Sequence[Segment]) -> list[tuple[Segment, ...]]:
-    """Neighbouring short segments put together, at most `TOGETHER` slots a run; long ones alone.
+class _Stack:
+    """Stateful: the LoRA of several stretches of one length, at modules that read the same."""
 
-    What no adapter acts on is left out.
-    """
-    runs: list[tuple[Segment, ...]] = []
-    short: list[Segment] = []
+    def __init__(self, segments: Sequence[Segment], downs: Sequence[Down]) -> None:
+        self._size = len(downs)
+        self._ranks = downs[0].ranks
+        self._down = torch.stack([down.weight for down in downs])
+        self._ups: dict[int, Tensor] = {}
+        self._rows = _rows(segments).to(self._down.device)
+        start, stop = segments[0].start, segments[-1].stop
+        self._span = slice(start, stop) if stop - start == len(self._rows) else None
+        """Where the stretches are, if they are neighbours in order."""
+        self._joint = Joint(self._product)
 
-    def close() -> None:
-        while short and short[-1].slot is None:
-            short.pop()
-        if short:
-            runs.append(tuple(short))
-        short.clear()
+    def hold(self, deltas: Sequence[LoraDelta]) -> int:
+        """Stack the products up at one of the modules; returns its index."""
+        index = deltas[0].index
+        self._ups[index] = torch.stack([delta.up for delta in deltas])
+        return index
 
-    for segment in segments:
-        if segment.stop - segment.start >= LONG:
-            close()
-            if segment.slot is not None:
-                runs.append((segment,))
-            continue
-        if segment.slot is None and not short:
-            continue
-        slots = {one.slot for one in short} | {segment.slot}
-        if len(slots - {None}) > TOGETHER:
-            close()
-            if segment.slot is None:
-                continue
-        short.append(segment)
-    close()
-    return runs
+    def add(self, index: int, inputs: Tensor, outputs: Tensor) -> None:
+        """Add the products of module `index` to its outputs `(1, tokens, out)`."""
+        low, up = self._joint.take(index, inputs), self._ups[index]
+        if self._span is None or low.dtype != outputs.dtype:
+            added = low.bmm(up).flatten(0, 1).to(outputs.dtype)
+            outputs[0].index_add_(0, self._rows, added)
+        else:
+            outputs[0, self._span].view(self._size, -1, outputs.shape[-1]).baddbmm_(low, up)
 
-
-@dataclass(frozen=True, slots=True)
-class Gathered:
-    """The LoRA of several slots at one module, side by side."""
-
-    down: Tensor
-    """`(sum of ranks, in)`."""
-    up: Tensor
-    """`(sum of ranks, out)`, scaling included."""
-    columns: tuple[tuple[int, int, int], ...]
-    """`(slot, first, last + 1)`."""
+    def _product(self, inputs: Tensor) -> Sequence[Tensor]:
+        own = inputs[0].index_select(0, self._rows).to(self._down.dtype)
+        low = own.view(self._size, -1, inputs.shape[-1]).bmm(self._down)
+        return torch.split_with_sizes(low, self._ranks, dim=2)
 
 
-class Gathers:
-    """Stateful: what was gathered, by slots and module, kept while the batch stays the same.
-
-    A run of fewer slots takes what was gathered for more, until that is less than half of use.
-    """
-
-    def __init__(self) -> None:
-        self._held: dict[frozenset[int], dict[str, Gathered | None]] = {}
-        self._used: list[frozenset[int]] = []
-
-    def choose(self, slots: frozenset[int]) -> frozenset[int]:
-        """The gathered set that serves `slots`: one there is, or `slots` themselves."""
-        fitting = [held for held in self._held if slots <= held and len(held) <= 2 * len(slots)]
-        chosen = min(fitting, key=len, default=slots)
-        self._held.setdefault(chosen, {})
-        self._used.append(chosen)
-        return chosen
-
-    def trim(self) -> None:
-        """Forget what was not chosen since the last call: one forward's gathers are kept."""
-        self._held = {key: self._held[key] for key in self._used}
-        self._used = []
-
-    def get(
-        self, slots: frozenset[int], module: str, deltas: Mapping[int, _Delta]
-    ) -> Gathered | None:
-        """The slots' LoRA at one module; None if none of them has one there."""
-        held = self._held[slots]
-        if module not in held:
-            held[module] = _gather(slots, deltas)
-        return held[module]
-
-    def drop(self, slot: int) -> None:
-        """Forget what holds a slot."""
-        self._held = {key: value for key, value in self._held.items() if slot not in key}
-
-    def clear(self) -> None:
-        self._held = {}
-        self._used = []
-
-
-def _gather(slots: frozenset[int], deltas: Mapping[int, _Delta]) -> Gathered | None:
-    found = [
-        (slot, delta) for slot in sorted(slots) if type(delta := deltas.get(slot)) is LoraDelta
-    ]
-    if not found:
-        return None
-    columns, at = [], 0
-    for slot, delta in found:
-        columns.append((slot, at, at + len(delta.down)))
-        at += len(delta.down)
-    if len(found) == 1:
-        return Gathered(found[0][1].down, found[0][1].up, tuple(columns))
-    return Gathered(
-        torch.cat([delta.down for _, delta in found]),
-        torch.cat([delta.up for _, delta in found]),
-        tuple(columns),
-    )
+def _rows(segments: Sequence[Segment]) -> Tensor:
+    return torch.cat([torch.arange(segment.start, segment.stop) for segment in segments])
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
-    segments: tuple[Segment, ...]
-    gathered: frozenset[int]
-    """The slots to look up in the gathers; empty for a segment by itself."""
-    start: int
-    stop: int
+class _Acting:
+    """What acts at one module."""
+
+    stacks: Sequence[tuple[_Stack, int]]
+    """Each with the module's index in it."""
+    alone: Sequence[int]
+    """Indices of the segments that take their adapter's own products."""
 
 
 class MixedPlan:
-    """What acts on which tokens of one forward, ready to be applied module by module."""
+    """Stateful: what acts on which tokens of a forward, applied module by module.
 
-    def __init__(self, segments: Sequence[Segment], gathers: Gathers) -> None:
-        self._gathers = gathers
-        self._masks: dict[tuple[int, tuple[tuple[int, int, int], ...]], Tensor] = {}
-        self._runs = []
-        for run in runs_of(segments):
-            slots = frozenset(s.slot for s in run if s.slot is not None)
-            together = gathers.choose(slots) if len(run) > 2 or len(slots) > 1 else frozenset()
-            self._runs.append(_Run(run, together, run[0].start, run[-1].stop))
-        gathers.trim()
+    It serves any number of forwards over the same segments.
+    """
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self.segments = tuple(segments)
+        self._adapted = [segment for segment in segments if segment.slot is not None]
+        self._all = _Acting((), range(len(self._adapted)))
+        self._forwards = 0
+        self._acting: dict[str, _Acting] = {}
+        self._stacks: dict[tuple[tuple[str, ...], tuple[int, ...]], _Stack] = {}
+        self._inputs: Tensor | None = None
+        self._cut: list[Tensor] = []
+
+    def begin(self) -> None:
+        """One more forward starts."""
+        self._forwards += 1
+        self._inputs, self._cut = None, []
 
     def apply(
         self, module: str, deltas: Mapping[int, _Delta], inputs: Tensor, outputs: Tensor
     ) -> Tensor:
         """A module's outputs `(1, tokens, out)`, changed in place where adapters act."""
-        for run in self._runs:
-            if not run.gathered:
-                for segment in run.segments:
-                    _apply_one(segment, deltas, inputs, outputs)
+        acting = self._acting_at(module, deltas)
+        for stack, index in acting.stacks:
+            stack.add(index, inputs, outputs)
+        for number in acting.alone:
+            segment = self._adapted[number]
+            delta = deltas.get(segment.slot)  # type: ignore[arg-type]
+            if delta is None:
                 continue
-            gathered = self._gathers.get(run.gathered, module, deltas)
-            if gathered is not None:
-                self._apply_gathered(run, gathered, inputs, outputs)
-            for segment in run.segments:
-                if type(deltas.get(segment.slot)) is not LoraDelta:  # type: ignore[arg-type]
-                    _apply_one(segment, deltas, inputs, outputs)
+            part = slice(segment.start, segment.stop)
+            before = outputs[:, part]
+            after = delta(self._cut_of(inputs)[number], before)
+            if after is not before:
+                outputs[:, part] = after
         return outputs
 
-    def _apply_gathered(
-        self, run: _Run, gathered: Gathered, inputs: Tensor, outputs: Tensor
-    ) -> None:
-        low = linear(inputs[0, run.start : run.stop].to(gathered.down.dtype), gathered.down)
-        low.masked_fill_(self._others(run, gathered.columns, low), 0)
-        own = outputs[0, run.start : run.stop]
-        if low.dtype == own.dtype:
-            own.addmm_(low, gathered.up)
-        else:
-            own.add_(low @ gathered.up)
+    def _cut_of(self, inputs: Tensor) -> Sequence[Tensor]:
+        """By segment, its inputs: the same objects for all modules that are given the same."""
+        if inputs is not self._inputs:
+            self._inputs = inputs
+            self._cut = [inputs[:, segment.start : segment.stop] for segment in self._adapted]
+        return self._cut
 
-    def _others(self, run: _Run, columns: tuple[tuple[int, int, int], ...], like: Tensor) -> Tensor:
-        key = (run.start, columns)
-        mask = self._masks.get(key)
-        if mask is None:
-            mask = torch.ones(like.shape, dtype=torch.bool)
-            place = {slot: (first, last) for slot, first, last in columns}
-            for segment in run.segments:
-                if segment.slot in place:
-                    first, last = place[segment.slot]
-                    mask[segment.start - run.start : segment.stop - run.start, first:last] = False
-            mask = self._masks[key] = mask.to(like.device)
-        return mask
+    def _acting_at(self, module: str, deltas: Mapping[int, _Delta]) -> _Acting:
+        if self._forwards <= SETTLED:
+            return self._all
+        if module not in self._acting:
+            self._acting[module] = self._stacked(deltas)
+        return self._acting[module]
 
-
-def _apply_one(
-    segment: Segment, deltas: Mapping[int, _Delta], inputs: Tensor, outputs: Tensor
-) -> None:
-    delta = None if segment.slot is None else deltas.get(segment.slot)
-    if delta is None:
-        return
-    part = slice(segment.start, segment.stop)
-    before = outputs[:, part]
-    after = delta(inputs[:, part], before)
-    if after is not before:
-        outputs[:, part] = after
+    def _stacked(self, deltas: Mapping[int, _Delta]) -> _Acting:
+        alone: list[int] = []
+        alike: dict[tuple[object, ...], list[tuple[int, LoraDelta]]] = defaultdict(list)
+        for number, segment in enumerate(self._adapted):
+            delta = deltas.get(segment.slot)  # type: ignore[arg-type]
+            length = segment.stop - segment.start
+            if type(delta) is LoraDelta and length <= SHORT:
+                key = (length, delta.down.modules, *delta.down.ranks)
+                alike[key].append((number, delta))
+            elif delta is not None:
+                alone.append(number)
+        stacks = []
+        for found in alike.values():
+            numbers = tuple(number for number, _ in found)
+            if len(numbers) == 1:
+                alone += numbers
+                continue
+            downs = [delta.down for _, delta in found]
+            whose = (downs[0].modules, numbers)
+            if whose not in self._stacks:
+                segments = [self._adapted[number] for number in numbers]
+                self._stacks[whose] = _Stack(segments, downs)
+            stack = self._stacks[whose]
+            stacks.append((stack, stack.hold([delta for _, delta in found])))
+        return _Acting(stacks, alone)

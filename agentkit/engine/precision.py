@@ -11,13 +11,14 @@ that nearly tie may change places; `float32` gives the same logits in any compan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from agentkit.adapters.joint import Joint, reading_alike
 from agentkit.adapters.layers import ModuleSpec
 from agentkit.adapters.lora import frozen_weight
 
@@ -85,40 +86,54 @@ class Phase:
         self.few = False
 
 
-class PhasedLinear:
-    """Stateful: takes the place of a linear module's `forward`: int8 while a few rows write."""
+class Int8Product:
+    """The products of modules that read the same states, by an int8 copy of their weights."""
 
-    __slots__ = ("_bias", "_blocks", "_forward", "_phase", "scale", "weight")
-
-    def __init__(
-        self, module: nn.Module, forward: Callable[[Tensor], Tensor], phase: Phase
-    ) -> None:
-        self._forward = forward
-        self._phase = phase
-        self.weight, self.scale = quantized(frozen_weight(module))
-        self._bias: Tensor | None = module.bias  # type: ignore[assignment]
-        outputs = 4 * max(1, _CACHE // (4 * self.weight.shape[1]))
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        weights, scales = zip(*(quantized(frozen_weight(one)) for one in modules), strict=True)
+        self._weight, self._scale = torch.cat(weights), torch.cat(scales)
+        self._widths = [len(weight) for weight in weights]
+        self._biases: list[Tensor | None] = [one.bias for one in modules]  # type: ignore[misc]
+        outputs = 4 * max(1, _CACHE // (4 * self._weight.shape[1]))
         parts = zip(
-            torch.split(self.weight, outputs), torch.split(self.scale, outputs), strict=True
+            torch.split(self._weight, outputs), torch.split(self._scale, outputs), strict=True
         )
         self._blocks = [(weight, scale, _as_read(weight)) for weight, scale in parts]
 
-    def __call__(self, input: Tensor) -> Tensor:
-        if not self._phase.few:
-            return self._forward(input)
-        flat = input.reshape(-1, input.shape[-1])
+    def __call__(self, inputs: Tensor) -> Sequence[Tensor]:
+        """By module, `(1, tokens, out)`."""
         parts = []
         for weight, scale, ahead in self._blocks:
             ahead.sum()
-            parts.append(torch._weight_int8pack_mm(flat, weight, scale))
+            parts.append(torch._weight_int8pack_mm(inputs[0], weight, scale))
         outputs = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        if self._bias is not None:
-            outputs.add_(self._bias)
-        return outputs.view(*input.shape[:-1], -1)
+        found = torch.split_with_sizes(outputs[None], self._widths, dim=2)
+        for own, bias in zip(found, self._biases, strict=True):
+            if bias is not None:
+                own.add_(bias)
+        return found
 
     @property
     def nbytes(self) -> int:
-        return self.weight.nbytes + self.scale.nbytes
+        return self._weight.nbytes + self._scale.nbytes
+
+
+class PhasedLinear:
+    """Stateful: takes the place of a linear module's `forward`: int8 while a few rows write."""
+
+    __slots__ = ("_forward", "_index", "_joint", "_phase")
+
+    def __init__(
+        self, forward: Callable[[Tensor], Tensor], joint: Joint, index: int, phase: Phase
+    ) -> None:
+        """`joint` makes the int8 products, this module's at `index`."""
+        self._forward = forward
+        self._joint = joint
+        self._index = index
+        self._phase = phase
+
+    def __call__(self, input: Tensor) -> Tensor:
+        return self._joint.take(self._index, input) if self._phase.few else self._forward(input)
 
 
 def _as_read(weight: Tensor) -> Tensor:
@@ -133,17 +148,24 @@ class Int8Writing:
     def __init__(self, modules: Mapping[str, ModuleSpec]) -> None:
         """Puts them into the modules; the modules' own weights stay as they are."""
         self._phase = Phase()
-        self._copies: list[PhasedLinear] = []
-        for spec in modules.values():
-            if spec.part == "linear":
-                copy = PhasedLinear(spec.module, spec.module.forward, self._phase)
-                spec.module.forward = copy
-                self._copies.append(copy)
+        self._products: list[Int8Product] = []
+        linear = {name: spec for name, spec in modules.items() if spec.part == "linear"}
+        for names in reading_alike(linear):
+            specs = [linear[name] for name in names]
+            # Products that fill the cache by themselves gain nothing together.
+            small = sum(spec.inputs * spec.outputs for spec in specs) <= _CACHE
+            for group in [specs] if small else [[spec] for spec in specs]:
+                product = Int8Product([spec.module for spec in group])
+                joint = Joint(product)
+                self._products.append(product)
+                for index, spec in enumerate(group):
+                    forward = spec.module.forward
+                    spec.module.forward = PhasedLinear(forward, joint, index, self._phase)
 
     @property
     def nbytes(self) -> int:
         """Memory of the copies."""
-        return sum(copy.nbytes for copy in self._copies)
+        return sum(product.nbytes for product in self._products)
 
     @contextmanager
     def step(self, rows: int | None) -> Iterator[None]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from agentkit.engine.attention import _attend, _divided
+from agentkit.engine.attention import _attend, _divided, _own_keys
 
 HEADS, WIDTH, QUERIES = 6, 8, 70
 
@@ -91,3 +91,22 @@ def test_a_query_that_sees_nothing_of_the_past_stays_exact(dtype: torch.dtype) -
     query, key, value = (t.to(dtype) for t in states(keys, 1))
     found = _attend(module(1), query, key, value, additive(visible).to(dtype), WIDTH**-0.5)
     assert torch.allclose(found.float(), value[:, :, 30:].transpose(1, 2).float(), atol=1e-6)
+
+
+@given(st.integers(2, 20), st.integers(1, 12), st.sampled_from([1, 3]), st.floats(0.0, 0.3))
+@settings(max_examples=40, deadline=None)
+def test_rows_that_share_little_each_attend_to_keys_of_their_own(
+    rows: int, length: int, shared: int, chance: float
+) -> None:
+    keys = rows * length + QUERIES
+    torch.manual_seed(keys)
+    query, key, value = states(keys, shared)
+    visible = torch.zeros(rows, keys, dtype=torch.bool)
+    for row in range(rows):
+        visible[row, row * length : (row + 1) * length] = torch.rand(length) >= chance
+        visible[row, keys - 1 - row] = True
+    mask = additive(visible)
+    found = _attend(module(shared), query[:, :, :rows], key, value, mask, WIDTH**-0.5)
+    assert torch.allclose(found, at_once(query[:, :, :rows], key, value, mask), atol=1e-5)
+    if shared > 1:
+        assert (_own_keys(mask) is not None) == (4 * visible.sum(1).max() <= keys)

@@ -1,8 +1,9 @@
 """Several skills in one forward: every token gets what its own skill gives it alone."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import cache
 
 import pytest
 import torch
@@ -12,11 +13,11 @@ from hypothesis import strategies as st
 from transformers import DynamicCache
 
 from agentkit.adapters.lora import lora_deltas
-from agentkit.adapters.weights import load_adapter
+from agentkit.adapters.weights import LoraPair, load_adapter
 from agentkit.engine.activation import Slots
 from agentkit.engine.backbone import Backbone
 from agentkit.engine.engine import Engine
-from agentkit.engine.mixing import LONG, TOGETHER, Segment, merged, runs_of
+from agentkit.engine.mixing import SETTLED, SHORT, MixedPlan, Segment, merged
 from agentkit.engine.prefix import PrefixCache
 from agentkit.engine.reading import Reader
 from agentkit.skill.folder import Skill
@@ -24,7 +25,7 @@ from agentkit.testing import TinyBackbone
 from agentkit.types import Completion, Generation, Request
 
 SEGMENTS = st.lists(
-    st.tuples(st.sampled_from([None, *range(1, 14)]), st.integers(0, 2 * LONG)), max_size=30
+    st.tuples(st.sampled_from([None, *range(1, 14)]), st.integers(0, 2 * SHORT)), max_size=30
 )
 
 
@@ -40,20 +41,6 @@ def owners(segments: list[Segment]) -> dict[int, int | None]:
     return {at: s.slot for s in segments for at in range(s.start, s.stop)}
 
 
-@given(SEGMENTS)
-def test_runs_hold_every_adapted_token_once_and_few_skills_each(
-    parts: list[tuple[int | None, int]],
-) -> None:
-    segments = laid_out(parts)
-    runs = runs_of(merged(segments))
-    inside = [segment for run in runs for segment in run]
-    adapted = {at: slot for at, slot in owners(segments).items() if slot is not None}
-    assert {at: slot for at, slot in owners(inside).items() if slot is not None} == adapted
-    for run in runs:
-        assert len({segment.slot for segment in run} - {None}) <= TOGETHER
-        assert all(a.stop == b.start for a, b in pairwise(run))
-
-
 @dataclass
 class Bottleneck:
     """An adapter that is no LoRA: not linear, and not in place."""
@@ -62,6 +49,53 @@ class Bottleneck:
 
     def __call__(self, inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
         return outputs + torch.tanh(outputs @ self.down) @ self.down.T
+
+
+@cache
+def small_adapters() -> dict[str, dict[int, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]]:
+    """By module and slot: LoRA of three ranks on one module or on both, and one of another kind."""
+    generator = torch.Generator().manual_seed(0)
+    found: dict[str, dict] = {"a.q_proj": {}, "a.k_proj": {}}
+    for slot in range(1, 13):
+        pairs = {
+            module: LoraPair(
+                torch.randn(1 + slot % 3, 6, generator=generator),
+                torch.randn(width, 1 + slot % 3, generator=generator),
+                0.5,
+            )
+            for module, width in (("a.q_proj", 5), ("a.k_proj", 4))
+            if slot % 4 or module == "a.k_proj"
+        }
+        deltas = lora_deltas(pairs, torch.float32, torch.device("cpu"))
+        for module, delta in deltas.items():
+            found[module][slot] = delta
+    found["a.q_proj"][13] = Bottleneck(torch.randn(5, 2, generator=generator))
+    return found
+
+
+@given(SEGMENTS, st.randoms(use_true_random=False))
+def test_every_token_gets_what_its_own_skill_gives_it_in_a_new_batch_and_in_one_that_stays(
+    parts: list[tuple[int | None, int]], order: random.Random
+) -> None:
+    segments = merged(laid_out(parts))
+    adapters = small_adapters()
+    total = sum(length for _, length in parts)
+    plan = MixedPlan(segments)
+    for forward in range(SETTLED + 3):
+        torch.manual_seed(forward)
+        inputs = torch.randn(1, total, 6)
+        plan.begin()
+        for module in order.sample(list(adapters), 2):
+            deltas = adapters[module]
+            bare = torch.randn(1, total, 5 if module == "a.q_proj" else 4)
+            expected = bare.clone()
+            for segment in segments:
+                if segment.slot in deltas:
+                    own = slice(segment.start, segment.stop)
+                    before = bare[:, own].clone()
+                    expected[:, own] = deltas[segment.slot](inputs[:, own].clone(), before)
+            found = plan.apply(module, deltas, inputs, bare.clone())
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def filled(backbone: Backbone, skills: dict[str, Skill]) -> tuple[Slots, list[int | None]]:
@@ -93,7 +127,7 @@ def test_each_token_gets_its_own_skills_adapter(
 
     with torch.inference_mode():
         bare = states()
-        for _ in range(3):
+        for _ in range(SETTLED + 2):
             with slots.mixed(segments):
                 found = states()
         for slot in numbers:
