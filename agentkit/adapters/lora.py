@@ -109,10 +109,11 @@ class DoraDelta:
             self.shift = (bias.float() * (1 - scale)).to(self.scale.dtype)
 
     def __call__(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        outputs.mul_(self.scale)
+        # Summed apart first, which rounds as PEFT's does.
+        change = outputs * (self.scale - 1)
         if self.shift is not None:
-            outputs.add_(self.shift)
-        return self.product(inputs, outputs)
+            change.add_(self.shift)
+        return outputs.add_(self.product(inputs, change))
 
     @property
     def silent(self) -> bool:
