@@ -70,7 +70,7 @@ class LoraDelta:
         low = self.joint.take(self.index, inputs)
         flat = outputs.view(-1, outputs.shape[-1])
         if low.dtype != flat.dtype:
-            flat.add_(low.mm(self.up))
+            flat.add_(low.mm(self.up.to(low.dtype)))
         else:
             flat.addmm_(low, self.up.to(low.dtype))
         return outputs
