@@ -63,7 +63,12 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return self.keys, self.values
 
     def stretch(self, start: int) -> Pair:
-        """Keys and values of the tokens from `start` on, in memory of their own."""
+        """Keys and values of the tokens from `start` on, which nothing here will change.
+
+        All of them are given as they are where no room is left: the next token moves this layer.
+        """
+        if start == 0 and self._room is not None and self._room[0].shape[-2] == self._used:
+            return self._room
         return _own(self.keys[:, :, start:]), _own(self.values[:, :, start:])
 
     def keep(self, start: int, columns: Tensor) -> None:
@@ -112,7 +117,7 @@ class GrowingCache(Cache):
             yield layer
 
     def stretch(self, start: int, layers: slice = slice(None)) -> tuple[Pair, ...]:
-        """By layer, keys and values from token `start` on, in memory of their own."""
+        """By layer, keys and values from token `start` on, which nothing here will change."""
         return tuple(layer.stretch(start) for layer in list(self.growing())[layers])
 
 
@@ -243,6 +248,10 @@ class PrefixCache:
                 self._lower_hits += 1
                 return entry
         return None
+
+    def holds(self, states: PrefixStates | None) -> bool:
+        """Whether these very states are kept here."""
+        return states is not None and any(entry is states for entry in self._entries.values())
 
     def put(self, key: PrefixKey, states: PrefixStates | LowerStates) -> None:
         """Keep `states`, unless they alone exceed the budget."""

@@ -19,8 +19,13 @@ from agentkit.engine.job import Job, as_ours
 from agentkit.engine.prefix import PrefixCache, PrefixStates
 from agentkit.engine.reading import Reader, scope
 from agentkit.engine.scheduler import TreeKey
-from agentkit.engine.tree import Tree
+from agentkit.engine.tree import Stem, Tree
 from agentkit.errors import EngineError
+
+_BRIEF = 128
+"""Tokens up to which a stem is computed together with its first question. By itself it would take
+a forward of its own, over a copy of all that the prefix holds: longer than it saves when the next
+document's questions need it again."""
 
 
 @dataclass(eq=False, slots=True)
@@ -64,6 +69,7 @@ class Runner:
     ) -> None:
         self._backbone = backbone
         self._slots = slots
+        self._prefixes = prefixes
         self._reader = Reader(backbone, slots, prefixes)
         self._stopping = stopping
         self._trees: dict[TreeKey, Tree] = {}
@@ -107,11 +113,20 @@ class Runner:
                 self._advance(opening)
             self._read_heads()
             self._write()
-            for key, tree in list(self._trees.items()):
-                if tree.rows:
-                    tree.packed.compact()
-                else:
-                    del self._trees[key]
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Compact the trees that are in use; of the others keep the last one whose prefix is kept.
+
+        Its next question then takes no copy of the prefix.
+        """
+        idle = [tree for tree in self._trees.values() if not tree.rows]
+        kept = idle[-1:] if not self._openings else []
+        for tree in idle:
+            if tree not in kept or not self._prefixes.holds(tree.root):
+                del self._trees[tree.key]
+        for tree in self._trees.values():
+            tree.packed.compact()
 
     # ------------------------------------------------------------ prefixes
 
@@ -177,20 +192,23 @@ class Runner:
         """Bring a job's stem into its tree; how many of its tokens were computed before."""
         if not job.stem:
             return 0
-        ids, whose = job.request.prompt.ids[: job.stem_end], scope(job.skill)
-        if tree.stem(whose, ids) is not None:
+        stem = _stem_of(job)
+        if tree.expects(stem):
             return job.stem
-        start = len(job.key.prefix)
+        ids, start = stem[1], len(job.key.prefix)
         states = self._reader.known(job.skill, ids, start=start)
         known = states is not None
         if states is None:
+            if job.stem <= _BRIEF and job.branch_length and job.kind != "read":
+                tree.expect(stem)
+                return 0
             states = yield from self._reader.read(job.skill, ids, start=start, parent=tree.root)
-        tree.adopt(whose, ids, states)
+        tree.adopt(stem, states)
         return job.stem if known else 0
 
     def _fork(self, entry: _Entry) -> int:
-        ids = entry.job.request.prompt.ids[: entry.job.stem_end] if entry.job.stem else ()
-        return entry.tree.fork(scope(entry.job.skill), ids)
+        job = entry.job
+        return entry.tree.fork(_stem_of(job), None if scope(job.skill) is None else job.slot)
 
     # ------------------------------------------------------------ task heads
 
@@ -309,6 +327,10 @@ class Runner:
             if not job.future.done():
                 job.fail(as_ours(error))
         self._trees.pop(tree.key, None)
+
+
+def _stem_of(job: Job) -> Stem:
+    return scope(job.skill), job.request.prompt.ids[: job.stem_end] if job.stem else ()
 
 
 def _labels(job: Job) -> bool:

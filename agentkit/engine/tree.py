@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from agentkit.engine.packed import PackedRows
 from agentkit.engine.prefix import PrefixStates
 from agentkit.engine.scheduler import TreeKey
+
+Stem: TypeAlias = tuple[str | None, tuple[int, ...]]
+"""Whose states a skill's own first tokens after the prefix have, and all token ids up to there."""
 
 
 class Tree:
@@ -16,17 +21,32 @@ class Tree:
         self.packed = PackedRows(root, room)
         self.rows = 0
         """Rows that are being written."""
-        self._stems: dict[tuple[str | None, tuple[int, ...]], int] = {}
+        self._stems: dict[Stem, int] = {}
+        self._coming: set[Stem] = set()
 
-    def stem(self, scope: str | None, ids: tuple[int, ...]) -> int | None:
-        """The row that holds a skill's own first tokens after the prefix; None if none does."""
-        return self._stems.get((scope, ids)) if ids else None
+    def expects(self, stem: Stem) -> bool:
+        """Whether a stem is there, or comes with the first row that needs it."""
+        return stem in self._stems or stem in self._coming
 
-    def adopt(self, scope: str | None, ids: tuple[int, ...], states: PrefixStates) -> None:
+    def expect(self, stem: Stem) -> None:
+        """Have a stem computed in one forward with the first row that continues from it."""
+        self._coming.add(stem)
+
+    def adopt(self, stem: Stem, states: PrefixStates) -> None:
         """Take in a stem that was read."""
-        if (scope, ids) not in self._stems:
-            self._stems[scope, ids] = self.packed.adopt(states)
+        if stem not in self._stems:
+            self._stems[stem] = self.packed.adopt(states)
 
-    def fork(self, scope: str | None, ids: tuple[int, ...]) -> int:
-        """A new row after the prefix and, if `ids` are not empty, after their stem."""
-        return self.packed.fork(self.stem(scope, ids))
+    def fork(self, stem: Stem, slot: int | None) -> int:
+        """A new row after the prefix and, if there are tokens of one, after its stem.
+
+        `slot` acts on the stem, if it is still to be computed.
+        """
+        _, ids = stem
+        if not ids:
+            return self.packed.fork()
+        if stem not in self._stems:
+            row = self._stems[stem] = self.packed.fork()
+            self.packed.append(row, (slot, ids[len(self.key.prefix) :]))
+            self._coming.discard(stem)
+        return self.packed.fork(self._stems[stem])
