@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -26,7 +25,7 @@ from pathlib import Path
 from random import Random
 
 from common import arguments, finish, need
-from rich.console import Console
+from trainings import ROOT, SKILL, console, trained
 from unseen_answers import VERDICTS, Answered, Question, measured
 
 from agentkit.evaluation.serving import SkillPredictor
@@ -35,17 +34,12 @@ from agentkit.skill.folder import Skill, load_skill
 from agentkit.training.datasets import load_dataset, read_jsonl
 from agentkit.training.rows import Row, held_out
 from agentkit.training.spec import load_train_spec
-from agentkit.training.train import copy_untrained
 
-ROOT = Path(__file__).resolve().parent.parent
-AGENTKIT = Path(sys.executable).with_name("agentkit")
-SKILL = ROOT / "skills" / "compliance-review"
 RULES = SKILL / "training" / "clause_rules.jsonl"
 WORDINGS = SKILL / "training" / "wordings.jsonl"
 FOLD = 4
 """Hypotheses that a fold leaves out."""
 
-console = Console(stderr=True)
 Asked = dict[str, tuple[str, list[Question]]]
 """By document its text and its questions."""
 
@@ -59,11 +53,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "unseen", help="the folds")
     options = parser.parse_args()
     need(options.data_dir)
-    trained = [fold(number, options) for number in range(options.folds)]
+    folds = [fold(number, options) for number in range(options.folds)]
     with Kit() as kit:
         metrics = measured("CUAD", answered(kit, kit.skills[SKILL.name], contracts(options)))
         answers: list[Answered] = []
-        for number, (folder, left_out) in enumerate(trained):
+        for number, (folder, left_out) in enumerate(folds):
             skill = kit.store.admit(load_skill(folder, name=f"{SKILL.name}-without-{number}"))
             answers += answered(kit, skill, agreements(left_out, options))
         if answers:
@@ -143,14 +137,9 @@ def fold(number: int, options: argparse.Namespace) -> tuple[Path, list[str]]:
         )
         for source in load_train_spec(SKILL / "train.yaml").data
     ]
-    into = options.out / f"fold-{number}"
     changes = {"data": data, "max_minutes": options.minutes}
-    folder = copy_untrained(SKILL, into, changes)
-    if not (folder / "metrics.json").is_file():
-        work = options.out / f"work-{number}"
-        command = [AGENTKIT, "train", folder, "--data-dir", options.data_dir, "--work", work]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return folder, left_out
+    into = options.out / f"fold-{number}"
+    return trained(f"fold {number}", into, changes, options.data_dir), left_out
 
 
 def agreements(left_out: Sequence[str], options: argparse.Namespace) -> Asked:
