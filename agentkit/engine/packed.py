@@ -100,6 +100,18 @@ class PackedRows:
         """Forget a row; its tokens are given up once they are many."""
         del self._rows[row], self._lengths[row]
 
+    def clear(self) -> None:
+        """Forget all rows and their tokens; only the prefix is left, as at first.
+
+        Nothing may wait to be computed.
+        """
+        if self._taken == self._root and not self._rows:
+            return
+        for layer in self.cache.growing():
+            layer.keep(self._root, torch.zeros(0, dtype=torch.long, device=layer.device))
+        self._rows, self._lengths = {}, {}
+        self._taken = self._computed = self._root
+
     def compact(self) -> None:
         """Give up the tokens that no row sees, if they are many."""
         if self.ids or self._taken - self._root < _WASTE:

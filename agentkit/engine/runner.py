@@ -118,12 +118,14 @@ class Runner:
     def _tidy(self) -> None:
         """Compact the trees that are in use; of the others keep the last one whose prefix is kept.
 
-        Its next question then takes no copy of the prefix.
+        Its next question then takes no copy of the prefix, and finds nothing else there: what it
+        is answered depends on none before it, to the last bit.
         """
         idle = [tree for tree in self._trees.values() if not tree.rows]
-        kept = idle[-1:] if not self._openings else []
         for tree in idle:
-            if tree not in kept or not self._prefixes.holds(tree.root):
+            if tree is idle[-1] and not self._openings and self._prefixes.holds(tree.root):
+                tree.clear()
+            else:
                 del self._trees[tree.key]
         for tree in self._trees.values():
             tree.packed.compact()

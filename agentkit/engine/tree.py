@@ -24,6 +24,11 @@ class Tree:
         self._stems: dict[Stem, int] = {}
         self._coming: set[Stem] = set()
 
+    def clear(self) -> None:
+        """Leave nothing but the prefix, so that what comes next is computed as if it were first."""
+        self.packed.clear()
+        self._stems, self._coming = {}, set()
+
     def expects(self, stem: Stem) -> bool:
         """Whether a stem is there, or comes with the first row that needs it."""
         return stem in self._stems or stem in self._coming
