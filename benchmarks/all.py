@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = {
     "main_job": "main_job.py",
     "contract_review": "contract_review.py",
-    "skills": "skills.py",
+    "skills_review": "skills.py --skill compliance-review",
+    "skills_parsing": "skills.py --skill contract-parsing --documents 20",
+    "skills_reporting": "skills.py --skill reporting --documents 12",
     "unseen_rules": "unseen_rules.py",
     "routing": "routing.py",
     "retrieval": "retrieval.py",
@@ -36,6 +38,8 @@ BENCHMARKS = {
 """What is run for each file of metrics."""
 WHOLE = ("main_job", "contract_review", "retrieval_effect", "staged")
 """Of the others the README shows what has a target; `--json` has all of it."""
+BESIDE = ("accuracy", "macro_f1", "evidence_map", "aupr", "rouge_l")
+"""Figures of skills that are shown for the adapter and for what it is compared with."""
 OPEN, CLOSE = "<!-- measured: make bench -->", "<!-- /measured -->"
 
 
@@ -99,16 +103,31 @@ def benchmark_rows(folder: Path) -> list[str]:
             "| figure | value | target |",
             "|---|---|---|",
         ]
+        ends = {metric["name"]: metric["value"] for metric in result["metrics"]}
         for metric in result["metrics"]:
-            if name not in WHOLE and metric["target"] is None:
+            if not shown(name, metric):
                 continue
             value = "" if metric["value"] is None else f"{metric['value']:.4g} {metric['unit']}"
+            low, high = (ends.get(f"{metric['name']}, {end}") for end in ("low", "high"))
+            if low is not None and high is not None:
+                value += f" [{low:.3g}, {high:.3g}]"
             target = metric["target"] or ""
             if metric["met"] is False:
                 target += " (missed)"
-            rows.append(f"| {metric['name'].replace('_', ' ')} | {value.strip()} | {target} |")
+            rows.append(
+                f"| {metric['name'].replace('_', ' ')} | {' '.join(value.split())} | {target} |"
+            )
         rows.append("")
     return rows[:-1]
+
+
+def shown(name: str, metric: dict[str, Any]) -> bool:
+    """Whether the README shows a figure of a benchmark."""
+    if name.startswith("skills"):
+        _, _, *rest = metric["name"].split(", ")
+        if rest[-1] in BESIDE and len(rest) == 2 and " over " not in rest[0]:
+            return True
+    return name in WHOLE or metric["target"] is not None
 
 
 def methods_rows(metrics: list[dict[str, Any]]) -> list[str]:

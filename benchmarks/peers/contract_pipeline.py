@@ -207,19 +207,21 @@ class Pipeline:
 
     def _write(self, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         manifest = self.skills["explain"].manifest
-        prompts = [self._encode("explain", one, ()).ids for one in inputs]
+        encoded = [self._encode("explain", one, ()) for one in inputs]
+        prompts = [one.ids for one in encoded]
         longest = max(map(len, prompts))
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts])
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-        schema = generation_schema(manifest, 1)
+        # Each answer may hold the names and numbers of its own prompt alone.
+        schemas = [json.dumps(generation_schema(manifest, one.prompt)) for one in encoded]
         output = self.model.generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=manifest.generation.max_tokens,
             do_sample=False,
             pad_token_id=pad,
-            logits_processor=[_Schema(self.grammar, json.dumps(schema), len(inputs), longest)],
+            logits_processor=[_Schema(self.grammar, schemas, longest)],
         )
         texts = self.tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
         return [_parsed(text) for text in texts]
@@ -228,11 +230,14 @@ class Pipeline:
 class _Schema(LogitsProcessor):
     """Stateful: where each row of a batch is in the grammar."""
 
-    def __init__(self, tokenizer: Any, schema: str, rows: int, start: int) -> None:
+    def __init__(self, tokenizer: Any, schemas: Sequence[str], start: int) -> None:
+        """`schemas` has one for each row."""
         options = {"whitespace_flexible": False}
-        grammar = LLMatcher.grammar_from_json_schema(schema, defaults=options)
-        self._rows = [LLMatcher(tokenizer, grammar) for _ in range(rows)]
-        self._mask = allocate_token_bitmask(rows, tokenizer.vocab_size)
+        self._rows = [
+            LLMatcher(tokenizer, LLMatcher.grammar_from_json_schema(schema, defaults=options))
+            for schema in schemas
+        ]
+        self._mask = allocate_token_bitmask(len(schemas), tokenizer.vocab_size)
         self._seen = start
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
