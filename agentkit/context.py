@@ -57,9 +57,16 @@ class ContextBuilder:
             mode = "whole" if sum(lengths) <= window else "excerpts"
         if mode == "windows":
             pieces = windows(spans, lengths, window) or [()]
-            read = tuple(_whole(document, piece) for piece in pieces if piece)
             if isinstance(manifest.answer, MarksAnswer):
-                return pieces, read  # what else were shown would be labelled as the document's
+                # What else were shown would be labelled as the document's.
+                return pieces, _read(document, pieces)
+            if defaults.windows is not None and len(pieces) > defaults.windows:
+                stretches = [(piece[0].start, piece[-1].end) for piece in pieces]
+                best = self._retriever.best_stretches(
+                    document, query, stretches, most=defaults.windows, filters=spec.filters
+                )
+                pieces = [pieces[number] for number in best]
+            read = _read(document, pieces)
             standing = self._standing(spec, query, top_k, budget)
             extra = _spans_of(standing)
             return [renumber([*piece, *extra]) for piece in pieces], (*read, *standing)
@@ -164,6 +171,10 @@ def _spans_of(citations: Sequence[Citation]) -> list[PromptSpan]:
         PromptSpan(number, c.document, c.start, c.end, c.text)
         for number, c in enumerate(citations, start=1)
     ]
+
+
+def _read(document: Document, pieces: Sequence[Sequence[PromptSpan]]) -> tuple[Citation, ...]:
+    return tuple(_whole(document, piece) for piece in pieces if piece)
 
 
 def _whole(document: Document, spans: Sequence[PromptSpan]) -> Citation:

@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     """A document of at most so many tokens is given whole; a longer one as excerpts."""
     excerpt_budget: int = 1024
     """Tokens of retrieved excerpts given when the whole document does not fit."""
-    max_batch: int = 16
+    max_batch: int = 32
     """Requests that the engine computes together."""
     max_waiting: int = Field(default=4096, ge=1)
     """Requests that may wait for the engine; whoever asks for more waits for room."""

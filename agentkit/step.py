@@ -123,8 +123,11 @@ class Runner:
                 continue
             one.query = queries.get(place)
             prepared[place] = one
-        # Given to the engine together, so that it can batch them.
+        # Given to the engine together, so that it can batch them: all that is asked of one
+        # stretch of text, then all that is asked of the next.
         flat = [(place, r) for place, one in prepared.items() for r in one.requests]
+        turns: dict[tuple[int, ...], int] = {}
+        flat.sort(key=lambda asked: turns.setdefault(_text_of(asked[1]), len(turns)))
         for (place, _), future in zip(
             flat, self._engine.submit_all([r for _, r in flat]), strict=True
         ):
@@ -371,6 +374,11 @@ def _words(input: Mapping[str, Json], *, without: str | None) -> str:
         for key, value in input.items()
         if key != without and isinstance(value, str | int | float)
     )
+
+
+def _text_of(request: Request) -> tuple[int, ...]:
+    """The ids of what a request is shown before it is asked anything."""
+    return request.prompt.ids[: request.prompt.document_end]
 
 
 def _request(skill: Skill, encoded: EncodedPrompt) -> Request:

@@ -18,6 +18,7 @@ from agentkit.modelfolder import fingerprint
 from agentkit.settings import Settings
 from agentkit.skill.folder import Skill, load_skill
 from agentkit.testing import TinyBackbone, tiny_adapter
+from agentkit.threads import in_own_thread
 
 
 def backbone_folder() -> Path:
@@ -27,7 +28,7 @@ def backbone_folder() -> Path:
 
 def exact_backbone(folder: Path) -> Backbone:
     """In float32; both sides have torch's own number of threads."""
-    return load_backbone(folder, dtype="float32")
+    return in_own_thread(lambda: load_backbone(folder, dtype="float32"))
 
 
 def random_skills(

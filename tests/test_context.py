@@ -14,7 +14,7 @@ from agentkit.retrieval.loaders import document_from_text
 from agentkit.retrieval.retriever import Retriever
 from agentkit.retrieval.store import FileDocumentStore
 from agentkit.settings import Settings
-from agentkit.skill.manifest import GenerateAnswer, RetrievalDefaults
+from agentkit.skill.manifest import GenerateAnswer, MarksAnswer, RetrievalDefaults
 from agentkit.testing import FakeEncoder
 from agentkit.types import ContextSpec
 from agentkit.workflow.spec import parse_spec, to_yaml
@@ -81,6 +81,41 @@ def test_windows_of_the_document_are_shown_with_the_collections(show, collection
     assert citations[0].source == "agreement.txt"
     assert {c.source.split("-")[0] for c in citations[1:]} == {"policies"}
     assert spans[-1].text == citations[-1].text
+
+
+def test_of_the_windows_those_with_the_best_hits_are_shown(retriever, tiny_tokenizer, tmp_path):
+    hidden = ["The boiler is cleaned in May."] * 30
+    hidden[19] = "The maker keeps nine copies of the drawings."
+    hidden[4] = "The drawings are blue."
+    document = document_from_text("\n\n".join(hidden), source="agreement.txt")
+    engine = SimpleNamespace(tokenizer=tiny_tokenizer, count_tokens=token_counter(tiny_tokenizer))
+    builder = ContextBuilder(engine, retriever, Settings(home=tmp_path))
+
+    def shown(answer, **defaults):
+        manifest = SimpleNamespace(
+            name="reader",
+            retrieval=RetrievalDefaults(query=QUERY, mode="windows", window=64, **defaults),
+            prompt=SimpleNamespace(question=""),
+            answer=answer,
+        )
+        return builder.of_skill(manifest, {}, document, None)
+
+    every, _ = shown(GenerateAnswer())
+    (one,), (citation,) = shown(GenerateAnswer(), windows=1)
+    two, citations = shown(GenerateAnswer(), windows=2)
+    assert len(every) > 3
+    assert one in every
+    assert hidden[19] in citation.text
+    assert one in two
+    assert two[1] == one
+    assert hidden[4] in citations[0].text
+    assert shown(GenerateAnswer(), windows=99)[0] == every
+    labels = MarksAnswer(
+        kind="marks",
+        labels=[{"name": "duty"}],
+        fields={"marks": {"label_key": "label", "quote_key": "quote"}},
+    )
+    assert shown(labels, windows=1)[0] == every
 
 
 def test_what_two_collections_say_alike_is_shown_once(show, collections):

@@ -19,7 +19,7 @@ from transformers.utils import logging as hf_logging
 from agentkit.adapters.layers import ModuleSpec, adaptable_modules
 from agentkit.engine.attention import NAME, register
 from agentkit.engine.depth import decoder_layers, only_layers
-from agentkit.engine.precision import DtypeName, Int8Writing, computing_type, writes_in_int8
+from agentkit.engine.precision import DtypeName, PhasedWeights, computing_type, has_phases
 from agentkit.errors import ModelError
 from agentkit.modelfolder import check_folder, fingerprint
 
@@ -93,13 +93,13 @@ class Backbone:
     """Empty where the architecture has one kind of attention in all layers."""
     decoder: nn.ModuleList | None
     """Its layers, in order; None where the architecture keeps them otherwise."""
-    int8: Int8Writing | None = None
-    """Copies of the weights that steps of few rows are written with."""
+    phased: PhasedWeights | None = None
+    """Copies of the weights, each fastest in a phase of its own."""
 
     @property
     def adapter_dtype(self) -> torch.dtype:
         """What low-rank products are held in: torch multiplies a few rows fastest in float32."""
-        return torch.float32 if self.int8 else self.dtype
+        return torch.float32 if self.phased else self.dtype
 
     @property
     def weight_bytes(self) -> Mapping[str, int]:
@@ -107,11 +107,11 @@ class Backbone:
         held = {
             str(self.dtype).removeprefix("torch."): sum(p.nbytes for p in self.model.parameters())
         }
-        return held | ({"int8": self.int8.nbytes} if self.int8 else {})
+        return held | (dict(self.phased.nbytes) if self.phased else {})
 
     def writing(self, rows: int | None) -> AbstractContextManager[None]:
         """Within it, one forward writes a token in each of `rows`; None is a forward that reads."""
-        return self.int8.step(rows) if self.int8 else nullcontext()
+        return self.phased.step(rows) if self.phased else nullcontext()
 
     @property
     def attends_trees(self) -> bool:
@@ -300,7 +300,7 @@ def load_backbone(
         sliding_window=window,
         layer_types=kinds,
         decoder=decoder_layers(model, layers),
-        int8=Int8Writing(modules) if writes_in_int8(dtype, device) else None,
+        phased=PhasedWeights(modules) if has_phases(dtype, device) else None,
     )
 
 

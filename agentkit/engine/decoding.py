@@ -204,6 +204,20 @@ class Constraint:
         self.done = not self._close
         return token
 
+    def forced(self) -> list[int]:
+        """The tokens that can only come next, taken; they need no logits.
+
+        A text that the grammar leaves no choice about is spelled as the tokenizer spells it.
+        """
+        taken: list[int] = []
+        if self._forced or self.done or self._left == 0:
+            return taken
+        for token in self._matcher.compute_ff_tokens():
+            if token in self._vocabulary.ends or self._left == 0 or not self._accept(token):
+                break
+            taken.append(token)
+        return taken
+
     def _accept(self, token: int) -> bool:
         if not self._matcher.consume_token(token):
             raise EngineError(f"the output grammar failed: {self._error()}")

@@ -26,11 +26,15 @@ from agentkit.errors import AgentkitError, EngineError, LimitError
 from agentkit.prompt import Frame, encode_prompt, frame_of
 from agentkit.settings import Settings
 from agentkit.skill.folder import Skill
+from agentkit.threads import in_own_thread
 from agentkit.types import Completion, EncodedPrompt, Prompt, Request
 
 __all__ = ["Engine", "TextStream", "outcome_of"]
 
 _log = logging.getLogger(__name__)
+_REST = 0.25
+"""Seconds without work after which the loop's thread ends, and with it its native threads, which
+would slow down all that others compute (see `agentkit.threads`). The next request starts it."""
 _Value = TypeVar("_Value")
 
 
@@ -66,7 +70,7 @@ class Engine:
         self._slots = Slots(backbone.modules)
         self._prefixes = PrefixCache(self._settings.prefix_cache_bytes)
         self._grammars = Grammars(backbone)
-        self._gate = Gate(backbone, self._slots)
+        self._gate = in_own_thread(lambda: Gate(backbone, self._slots))
         self._residents = Residents(
             self._settings.adapter_memory_bytes, self._install, self._remove
         )
@@ -75,15 +79,16 @@ class Engine:
         self._closed = Event()
         self._submitting = Lock()
         self._runner = Runner(backbone, self._slots, self._prefixes, self._closed.is_set)
-        self._thread = Thread(target=self._loop, name="agentkit-engine", daemon=True)
-        self._thread.start()
+        self._thread: Thread | None = None
 
     @classmethod
     def open(cls, settings: Settings, progress: models.Progress | None = None) -> Engine:
         """An engine for `settings.backbone`, fetched if need be. Raises `ModelError`."""
         folder = models.resolve(settings.backbone, settings, "backbone", progress)
-        backbone = load_backbone(
-            folder, dtype=settings.dtype, device=settings.device, threads=settings.threads
+        backbone = in_own_thread(
+            lambda: load_backbone(
+                folder, dtype=settings.dtype, device=settings.device, threads=settings.threads
+            )
         )
         return cls(backbone, settings=settings)
 
@@ -106,8 +111,9 @@ class Engine:
             self._closed.set()
             self._queue.put(None)
             self._room.release(self._settings.max_waiting)  # whoever waits for room gets its error
-        if current_thread() is not self._thread:
-            self._thread.join()
+            thread = self._thread
+        if thread is not None and current_thread() is not thread:
+            thread.join()
 
     # ------------------------------------------------------------ what the backbone is
 
@@ -185,7 +191,7 @@ class Engine:
             raise _within_loop()
 
     def _install(self, skill: Skill) -> LoadedSkill:
-        prepared = prepare(skill, self._backbone)
+        prepared = in_own_thread(lambda: prepare(skill, self._backbone))
         installed = self._between_steps(lambda: self._gate.install(prepared))
         if installed.fingerprint == "unknown":
             _log.warning("skill %s does not say which backbone it was trained on", installed.name)
@@ -290,6 +296,9 @@ class Engine:
             if self._closed.is_set():
                 raise EngineError("the engine is closed")
             self._queue.put(item)
+            if self._thread is None:
+                self._thread = Thread(target=self._loop, name="agentkit-engine", daemon=True)
+                self._thread.start()
 
     # ------------------------------------------------------------ the loop
 
@@ -297,6 +306,8 @@ class Engine:
         pending: list[Job] = []
         tasks: list[_Task] = []
         while self._take(pending, tasks):
+            if not (pending or tasks or not self._runner.idle) and self._rests():
+                return
             tasks = [task for task in tasks if not _done(task)]
             pending = [job for job in pending if self._still_wanted(job)]
             for job in self._join(pending):
@@ -312,12 +323,12 @@ class Engine:
     def _take(self, pending: list[Job], tasks: list[_Task]) -> bool:
         """Move what is queued into `pending` and `tasks`; False at the end.
 
-        Waits if there is nothing to do.
+        Waits a little if there is nothing to do.
         """
         while True:
-            idle = not (pending or tasks or self._runner.rows)
+            idle = not (pending or tasks) and self._runner.idle
             try:
-                item = self._queue.get(block=idle)
+                item = self._queue.get(block=idle, timeout=_REST)
             except Empty:
                 return True
             if item is None:
@@ -326,6 +337,14 @@ class Engine:
                 tasks.append(item)
             else:
                 pending.extend(item)
+
+    def _rests(self) -> bool:
+        """End the loop's thread, unless something has just come in."""
+        with self._submitting:
+            if self._queue.empty():
+                self._thread = None
+                return True
+        return False
 
     def _join(self, pending: list[Job]) -> list[Job]:
         """Let the runner take those of the waiting jobs whose turn it is; gives them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -22,8 +23,8 @@ class WritingRow:
         self.tree = tree
         self.row = row
         """Its row in the tree."""
-        self.next = -1
-        """The token that was written last."""
+        self.next: list[int] = []
+        """The tokens that were written last: one by its logits, then those that had to follow."""
         self._sample = Sampler(job.request.generation)
         self._constraint = job.constraint
         self._ends = backbone.eos_ids
@@ -34,8 +35,18 @@ class WritingRow:
         self._cached = cached
         self._finish: Literal["stop", "length", "schema"] | None = None
 
+    def begin(self) -> list[int]:
+        """The tokens that every answer begins with; they are computed with the prompt."""
+        try:
+            self._write(self._forced())
+            self._finish = self._reason()
+            self._settle()
+        except BaseException as error:  # noqa: BLE001 -- a caller's on_text may raise anything
+            self.job.fail(as_ours(error))
+        return self.next
+
     def take(self, logits: Tensor) -> None:
-        """Write the next token by logits `(1, vocabulary)`; settle the job when that was the last.
+        """Write the next tokens by logits `(1, vocabulary)`; settle the job after the last ones.
 
         What a caller's `on_text` raises fails this job alone.
         """
@@ -47,13 +58,27 @@ class WritingRow:
     def _advance(self, logits: Tensor) -> None:
         token = self._choose(logits)
         if token is not None:
-            self.next = token
-            self._written += 1
-            self._tell(self._text.add(token))
+            self._write([token])
             self._finish = self._reason()
+            if self._finish is None:
+                forced = self._forced()
+                self._write(forced, after=[token])
+                self._finish = self._reason()
+        self._settle()
+
+    def _settle(self) -> None:
         if self._finish is not None:
             self._tell(self._text.finish())
             self.job.finish(self._completion())
+
+    def _forced(self) -> list[int]:
+        return self._constraint.forced() if self._constraint is not None else []
+
+    def _write(self, tokens: list[int], after: Sequence[int] = ()) -> None:
+        self.next = [*after, *tokens]
+        self._written += len(tokens)
+        for token in tokens:
+            self._tell(self._text.add(token))
 
     def _choose(self, logits: Tensor) -> int | None:
         if self._constraint is not None:

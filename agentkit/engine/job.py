@@ -128,13 +128,15 @@ def make_job(
     if not prefix and (skill is None or skill.prefix_states is None):
         whose = None  # without a prefix nothing of an adapter's is shared, and any rows go together
     key = TreeKey(whose, prompt.ids[:prefix], apart)
-    return Job(request, skill, kind, Waiting(key, taken), stem, max_tokens, choices, constraint)
+    waiting = Waiting(key, taken, brief=kind != "generate")
+    return Job(request, skill, kind, waiting, stem, max_tokens, choices, constraint)
 
 
 def _layout(prompt: EncodedPrompt, kind: Kind, skill: LoadedSkill | None) -> tuple[int, int]:
     """Tokens of the prefix that rows share, and of the stem that questions to one skill share.
 
-    A short prefix is not worth a forward of its own.
+    A short prefix is not worth a forward of its own, so there it is a stem, which is computed
+    together with the first question.
     """
     document, question = prompt.document_end, prompt.question_start
     if skill is not None and skill.starts_at_invocation:
@@ -145,7 +147,7 @@ def _layout(prompt: EncodedPrompt, kind: Kind, skill: LoadedSkill | None) -> tup
     question = min(question, len(prompt.ids) - 1)  # something must be left to be continued
     if SHARED_LEAST <= document < question:
         return document, question - document
-    return (question, 0) if question >= SHARED_LEAST else (0, 0)
+    return (question, 0) if question >= SHARED_LEAST else (0, question)
 
 
 def _answer_limit(request: Request, total: int, context: int) -> int:

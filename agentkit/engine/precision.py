@@ -4,6 +4,9 @@ Reading many tokens is bound by arithmetic, writing one token per row by the wei
 memory. So on a CPU with bfloat16 instructions `auto` reads in bfloat16 and writes with an int8
 copy of the weights, one scale for each output, made once at load beside the bfloat16 ones. What
 is read (prefixes, task heads, scored choices, the first token of an answer) never meets int8.
+The bfloat16 weights themselves are kept a second time in the order in which the processor takes
+them, which torch's products otherwise bring them into at every call: the same sums, a sixth
+sooner for a thousand tokens and a third sooner for sixteen.
 
 What a row is written with so depends on how many rows are written with it, and two best tokens
 that nearly tie may change places; `float32` gives the same logits in any company, up to 1e-4.
@@ -11,7 +14,7 @@ that nearly tie may change places; `float32` gives the same logits in any compan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal, TypeAlias
 
@@ -30,9 +33,11 @@ DTYPES: Mapping[TypeName, torch.dtype] = {
     "float16": torch.float16,
 }
 FEW = 4
-"""Rows up to which a step of writing takes int8. The kernel's time grows with every row; from
-about 8 rows on the bfloat16 product is as fast."""
+"""Rows up to which a step of writing takes int8. The kernel's time grows with every row; from the
+fifth on the bfloat16 product is faster."""
 _BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
+_ROWS = 16
+"""Tokens that the processor's order is chosen for; it serves any number."""
 _LARGEST = 127
 _CACHE = 1 << 20
 """Bytes of weights that are read ahead at once. The int8 kernel takes four outputs at a time,
@@ -52,8 +57,8 @@ def computing_type(name: DtypeName, device: str) -> torch.dtype:
     return torch.bfloat16
 
 
-def writes_in_int8(name: DtypeName, device: str) -> bool:
-    """Whether a setting writes with int8 weights on that device."""
+def has_phases(name: DtypeName, device: str) -> bool:
+    """Whether a setting reads and writes with different weights on that device."""
     return name == "auto" and torch.device(device).type == "cpu" and _has_bfloat16()
 
 
@@ -118,22 +123,44 @@ class Int8Product:
         return self._weight.nbytes + self._scale.nbytes
 
 
+class OrderedProduct:
+    """The products of modules that read the same states, by weights in the processor's order."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        weights = [frozen_weight(one) for one in modules]
+        biases = [
+            torch.zeros(len(weight), dtype=weight.dtype) if one.bias is None else one.bias
+            for one, weight in zip(modules, weights, strict=True)
+        ]
+        self._widths = [len(weight) for weight in weights]
+        joined = torch.cat(weights).contiguous()
+        self._bias = None if all(one.bias is None for one in modules) else torch.cat(biases)  # type: ignore[arg-type]
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(joined, _ROWS)
+        self.nbytes = joined.nbytes
+
+    def __call__(self, inputs: Tensor) -> Sequence[Tensor]:
+        """By module, `(1, tokens, out)`."""
+        outputs: Tensor = torch.ops.mkldnn._linear_pointwise(
+            inputs, self._weight, self._bias, "none", [], ""
+        )
+        return torch.split_with_sizes(outputs, self._widths, dim=2)
+
+
 class PhasedLinear:
     """Stateful: takes the place of a linear module's `forward`: int8 while a few rows write."""
 
-    __slots__ = ("_forward", "_index", "_joint", "_phase")
+    __slots__ = ("_few", "_index", "_many", "_phase")
 
-    def __init__(
-        self, forward: Callable[[Tensor], Tensor], joint: Joint, index: int, phase: Phase
-    ) -> None:
-        """`joint` makes the int8 products, this module's at `index`."""
-        self._forward = forward
-        self._joint = joint
+    def __init__(self, few: Joint, many: Joint, index: int, phase: Phase) -> None:
+        """`few` makes the int8 products and `many` the bfloat16 ones, this module's at `index`."""
+        self._few = few
+        self._many = many
         self._index = index
         self._phase = phase
 
     def __call__(self, input: Tensor) -> Tensor:
-        return self._joint.take(self._index, input) if self._phase.few else self._forward(input)
+        joint = self._few if self._phase.few else self._many
+        return joint.take(self._index, input)
 
 
 def _as_read(weight: Tensor) -> Tensor:
@@ -142,30 +169,37 @@ def _as_read(weight: Tensor) -> Tensor:
     return flat.view(torch.float32) if not len(flat) % 4 else flat
 
 
-class Int8Writing:
-    """Stateful: int8 copies of a backbone's linear weights, used in steps that write few rows."""
+class PhasedWeights:
+    """Stateful: two copies of a backbone's linear weights, each fastest in a phase of its own.
+
+    Int8 for steps that write few rows, bfloat16 in the processor's order for all others.
+    """
 
     def __init__(self, modules: Mapping[str, ModuleSpec]) -> None:
         """Puts them into the modules; the modules' own weights stay as they are."""
         self._phase = Phase()
-        self._products: list[Int8Product] = []
+        self._few: list[Int8Product] = []
+        self._many: list[OrderedProduct] = []
         linear = {name: spec for name, spec in modules.items() if spec.part == "linear"}
         for names in reading_alike(linear):
             specs = [linear[name] for name in names]
             # Products that fill the cache by themselves gain nothing together.
             small = sum(spec.inputs * spec.outputs for spec in specs) <= _CACHE
             for group in [specs] if small else [[spec] for spec in specs]:
-                product = Int8Product([spec.module for spec in group])
-                joint = Joint(product)
-                self._products.append(product)
-                for index, spec in enumerate(group):
-                    forward = spec.module.forward
-                    spec.module.forward = PhasedLinear(forward, joint, index, self._phase)
+                members = [spec.module for spec in group]
+                self._few.append(Int8Product(members))
+                self._many.append(OrderedProduct(members))
+                few, many = Joint(self._few[-1]), Joint(self._many[-1])
+                for index, module in enumerate(members):
+                    module.forward = PhasedLinear(few, many, index, self._phase)
 
     @property
-    def nbytes(self) -> int:
+    def nbytes(self) -> Mapping[str, int]:
         """Memory of the copies."""
-        return sum(product.nbytes for product in self._products)
+        return {
+            "int8": sum(product.nbytes for product in self._few),
+            "bfloat16, ordered": sum(product.nbytes for product in self._many),
+        }
 
     @contextmanager
     def step(self, rows: int | None) -> Iterator[None]:

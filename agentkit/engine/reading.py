@@ -30,7 +30,9 @@ from agentkit.engine.prefix import (
 from agentkit.engine.scheduler import SHARED_LEAST
 
 CHUNK = 768
-"""Tokens read at once; between two chunks, rows that are being written get their turn."""
+"""Tokens read at once while rows are being written, which get their turn between two chunks."""
+WHOLE = 2048
+"""Tokens read at once while none are; a second or two, after which requests that came may join."""
 _PROBE = 8
 
 
@@ -81,25 +83,31 @@ class Reader:
         start: int = 0,
         parent: PrefixStates | None = None,
         keys_values: bool = True,
+        chunk: int = CHUNK,
     ) -> Steps:
         """The states of `ids[start:]`, which go on from `parent`; kept in the cache.
 
-        Keys and values are left out where they are not wanted.
+        Keys and values are left out where they are not wanted. `chunk` is how many tokens are read
+        in one step.
         """
         own = skill if scope(skill) is not None else None
         depth = own.lowest_layer if own else 0
         parent = parent or self.virtual(own)
         if parent is None and self._may_divide(depth, ids):
-            hidden, pairs = yield from self._upper(ids, depth, own)
+            hidden, pairs = yield from self._upper(ids, depth, own, chunk)
         else:
-            hidden, pairs = yield from self._whole(ids[start:], parent, own)
+            hidden, pairs = yield from self._whole(ids[start:], parent, own, chunk)
         length = (parent.length if parent else 0) + len(ids) - start
         states = PrefixStates(length, hidden, pairs if keys_values else None, parent)
         self._cache.put(_key(skill, ids, start), states)
         return states
 
     def _whole(
-        self, ids: Sequence[int], parent: PrefixStates | None, skill: LoadedSkill | None
+        self,
+        ids: Sequence[int],
+        parent: PrefixStates | None,
+        skill: LoadedSkill | None,
+        chunk: int = CHUNK,
     ) -> Generator[None, None, _States]:
         base = parent.length if parent else 0
         cache = (
@@ -109,7 +117,7 @@ class Reader:
         )
         tokens = torch.tensor(ids, device=self._backbone.device)
         parts = []
-        for at, end in _chunks(len(ids)):
+        for at, end in _chunks(len(ids), chunk):
             if at:
                 yield
             with self._slots.activated(skill.slot if skill else None):
@@ -125,22 +133,22 @@ class Reader:
     # ------------------------------------------------------------ some layers
 
     def _upper(
-        self, ids: Sequence[int], depth: int, skill: LoadedSkill | None
+        self, ids: Sequence[int], depth: int, skill: LoadedSkill | None, chunk: int
     ) -> Generator[None, None, _States]:
         lower = self._cache.lower(ids, depth)
         if lower is None or lower.depth < depth:
-            lower = yield from self._lower(ids, depth, lower)
+            lower = yield from self._lower(ids, depth, lower, chunk)
             yield
         states, pairs = yield from self._layers(
-            ids, range(depth, self._backbone.layers), lower, skill
+            ids, range(depth, self._backbone.layers), lower, skill, chunk
         )
         return states, (*lower.keys_values, *pairs)
 
     def _lower(
-        self, ids: Sequence[int], depth: int, below: LowerStates | None
+        self, ids: Sequence[int], depth: int, below: LowerStates | None, chunk: int
     ) -> Generator[None, None, LowerStates]:
         first = below.depth if below else 0
-        states, pairs = yield from self._layers(ids, range(first, depth), below, None)
+        states, pairs = yield from self._layers(ids, range(first, depth), below, None, chunk)
         lower = LowerStates(depth, states, (*(below.keys_values if below else ()), *pairs))
         self._cache.put(PrefixKey.of(None, ids, depth=depth), lower)
         return lower
@@ -151,12 +159,13 @@ class Reader:
         chosen: range,
         below: LowerStates | None,
         skill: LoadedSkill | None,
+        chunk: int = CHUNK,
     ) -> Generator[None, None, _States]:
         """What some layers make of the states below them: theirs, and their keys and values."""
         tokens = torch.tensor(ids, device=self._backbone.device)
         cache = GrowingCache([()] * self._backbone.layers, len(ids))
         parts = []
-        for at, end in _chunks(len(ids)):
+        for at, end in _chunks(len(ids), chunk):
             if at:
                 yield
             with self._slots.activated(skill.slot if skill else None):
@@ -221,8 +230,8 @@ def _key(skill: LoadedSkill | None, ids: Sequence[int], start: int) -> PrefixKey
     return PrefixKey.of(scope(skill), ids, start=start)
 
 
-def _chunks(length: int) -> list[tuple[int, int]]:
-    """Equal stretches of at most `CHUNK` tokens."""
-    count = max(1, ceil(length / CHUNK))
+def _chunks(length: int, most: int) -> list[tuple[int, int]]:
+    """Equal stretches of at most so many tokens."""
+    count = max(1, ceil(length / most))
     bounds = [length * part // count for part in range(count + 1)]
     return list(pairwise(bounds))

@@ -17,7 +17,7 @@ from agentkit.engine.forward import hidden_states, logits
 from agentkit.engine.generation import WritingRow
 from agentkit.engine.job import Job, as_ours
 from agentkit.engine.prefix import PrefixCache, PrefixStates
-from agentkit.engine.reading import Reader, scope
+from agentkit.engine.reading import CHUNK, WHOLE, Reader, scope
 from agentkit.engine.scheduler import TreeKey
 from agentkit.engine.tree import Stem, Tree
 from agentkit.errors import EngineError
@@ -78,9 +78,15 @@ class Runner:
         self._writing: list[WritingRow] = []
 
     @property
+    def idle(self) -> bool:
+        """Whether no job is being computed."""
+        return not (self._writing or self._openings)
+
+    @property
     def rows(self) -> int:
-        """Jobs that are being computed."""
-        return len(self._writing) + sum(len(opening.jobs) for opening in self._openings)
+        """Jobs that are being written, or will be once their prefix is read."""
+        opening = (job for opening in self._openings for job in opening.jobs)
+        return len(self._writing) + sum(not job.waiting.brief for job in opening)
 
     @property
     def opened(self) -> frozenset[TreeKey]:
@@ -177,6 +183,10 @@ class Runner:
         finally:
             tree.rows -= left
 
+    @property
+    def _chunk(self) -> int:
+        return CHUNK if self._writing else WHOLE
+
     def _prefix(
         self, job: Job, *, keys_values: bool = True
     ) -> Generator[None, None, tuple[PrefixStates | None, bool]]:
@@ -187,7 +197,9 @@ class Runner:
         states = self._reader.known(job.skill, ids, keys_values=keys_values)
         if states is not None:
             return states, True
-        states = yield from self._reader.read(job.skill, ids, keys_values=keys_values)
+        states = yield from self._reader.read(
+            job.skill, ids, keys_values=keys_values, chunk=self._chunk
+        )
         return states, False
 
     def _stem(self, job: Job, tree: Tree) -> Generator[None, None, int]:
@@ -204,7 +216,9 @@ class Runner:
             if job.stem <= _BRIEF and job.branch_length and job.kind != "read":
                 tree.expect(stem)
                 return 0
-            states = yield from self._reader.read(job.skill, ids, start=start, parent=tree.root)
+            states = yield from self._reader.read(
+                job.skill, ids, start=start, parent=tree.root, chunk=self._chunk
+            )
         tree.adopt(stem, states)
         return job.stem if known else 0
 
@@ -273,7 +287,7 @@ class Runner:
                 row.tree.rows -= 1
             else:
                 going.append(row)
-                at = row.tree.packed.append(row.row, (row.job.slot, [row.next]))
+                at = row.tree.packed.append(row.row, (row.job.slot, row.next))
                 wanted[row.job.key].add([at], row.take)
         for entry in self._ready:
             if self._interrupted(entry.job):
@@ -287,7 +301,10 @@ class Runner:
             else:
                 writing = WritingRow(entry.job, entry.tree, number, self._backbone, entry.cached)
                 going.append(writing)
-                at = entry.tree.packed.append(number, *entry.job.branch)
+                begun = (entry.job.slot, writing.begin())
+                if entry.job.future.done():  # its schema leaves no choice at all
+                    continue
+                at = entry.tree.packed.append(number, *entry.job.branch, begun)
                 wanted[entry.job.key].add([at], writing.take)
         self._ready, self._writing = [], going
         if wanted:

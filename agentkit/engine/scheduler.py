@@ -37,6 +37,8 @@ class Waiting:
     """What it takes besides the shared prefix."""
     passed: int = 0
     """How many younger requests joined before it."""
+    brief: bool = False
+    """Whether it is answered in the step that it joins in, and so keeps no row of the batch."""
 
 
 def admitted(
@@ -49,26 +51,29 @@ def admitted(
 ) -> list[int]:
     """Indices, ascending, of the requests that join now; `waiting` is in the order they came in.
 
-    At most `rows` join, and `max_tokens` of theirs (one alone may exceed it). A prefix whose tree
-    is not among those `opened` must be read first, and one is read at a time: so there join those
-    of the oldest such tree, those whose trees are open, and those without a prefix.
+    At most `rows` join that are not brief, and `max_tokens` of all that join (one alone may exceed
+    it). A prefix whose tree is not among those `opened` must be read first, and one is read at a
+    time: so there join those of the oldest such tree, those whose trees are open, and those
+    without a prefix.
     None is passed by more than `MAX_PASSED` younger ones, so none waits for ever.
     """
     chosen: list[int] = []
-    tokens = 0
+    tokens = lasting = 0
     passed: list[int] = []  # indices of older requests that stay behind
     new: TreeKey | None = None  # the one tree that may be opened now
     for index, request in enumerate(waiting):
-        if len(chosen) >= rows or (chosen and tokens + request.tokens > max_tokens):
+        if chosen and tokens + request.tokens > max_tokens:
             break
         if any(waiting[old].passed + _younger(old, chosen) >= MAX_PASSED for old in passed):
             break
-        fits = not request.key.prefix or request.key in opened or request.key == new
-        if not fits and new is None and not reading:
+        room = request.brief or lasting < rows
+        fits = room and (not request.key.prefix or request.key in opened or request.key == new)
+        if room and not fits and new is None and not reading:
             new, fits = request.key, True
         if fits:
             chosen.append(index)
             tokens += request.tokens
+            lasting += not request.brief
         else:
             passed.append(index)
     return chosen

@@ -9,6 +9,7 @@ import numpy as np
 
 from agentkit.errors import ModelError
 from agentkit.retrieval.rerank import DEPTH, Candidates, first_order, headed_text, with_rest
+from agentkit.threads import in_own_thread
 from agentkit.types import Vectors
 
 
@@ -33,7 +34,9 @@ class CrossEncoderReranker:
         if not len(read):
             return np.zeros(0, dtype=np.float32)
         pairs = [(query, headed_text(candidates.chunks[i])) for i in read]
-        scores = np.asarray(self._loaded().predict(pairs, show_progress_bar=False), np.float32)
+        model = self._loaded()
+        found = in_own_thread(lambda: model.predict(pairs, show_progress_bar=False))
+        scores = np.asarray(found, np.float32)
         return with_rest(order, read, scores.reshape(len(pairs), -1)[:, -1])
 
     def _loaded(self) -> Any:

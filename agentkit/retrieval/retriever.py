@@ -94,6 +94,34 @@ class Retriever:
             scores |= {n: float(every[n]) for n in taken if n not in scores}
         return tuple(index.citation(number, scores[number]) for number in sorted(taken))
 
+    def best_stretches(
+        self,
+        document: Document | str,
+        query: str,
+        stretches: Sequence[tuple[int, int]],
+        *,
+        most: int,
+        filters: Filters | None = None,
+    ) -> list[int]:
+        """Which stretches (start, end) of a document to read for a query: numbers, ascending.
+
+        The `most` that hold the best hits, each stretch by its best; a stretch in which the
+        filters let nothing be found is left out, unless that leaves none: then the first is read.
+
+        Raises:
+            InputError: an empty query or a bad filter.
+            DocumentError: the digest is not in the store.
+        """
+        index = self.document_index(document)
+        best: list[int] = []
+        for hit in index.search(query, top_k=max(1, len(index.chunks)), filters=filters):
+            holder = next((n for n, (a, b) in enumerate(stretches) if a <= hit.start < b), None)
+            if holder is not None and holder not in best:
+                best.append(holder)
+                if len(best) == most:
+                    break
+        return sorted(best or range(len(stretches[:1])))
+
     def document_index(self, document: Document | str) -> DocumentIndex:
         """The search structures of one document, kept while it is among the last ones used.
 

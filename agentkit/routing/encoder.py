@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,15 @@ from numpy.typing import NDArray
 from agentkit.errors import ModelError
 from agentkit.models import check_folder, fingerprint
 from agentkit.routing.remembered import RememberedVectors
+from agentkit.threads import in_own_thread
 from agentkit.types import Vectors
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 _CONFIGS = ("modules.json", "sentence_bert_config.json", "config.json", "tokenizer.json")
+_AT_ONCE = 256
+"""Texts between which an interrupt can come through."""
 _DEPTH = 2 / 3
 """How far up the middle layer is."""
 
@@ -120,15 +124,20 @@ class SentenceEncoder:
 
     def _compute(self, model: SentenceTransformer, texts: list[str]) -> Vectors:
         """`(len(texts), dimension + width of the middle layer)`."""
-        rows: Vectors = model.encode(
+        parts = [texts[at : at + _AT_ONCE] for at in range(0, len(texts), _AT_ONCE)]
+        rows = np.concatenate([in_own_thread(partial(self._rows, model, part)) for part in parts])
+        length = np.linalg.norm(rows[:, : _width(model)], axis=1, keepdims=True)
+        rows[:, : _width(model)] /= np.maximum(length, 1e-12)
+        return rows
+
+    def _rows(self, model: SentenceTransformer, texts: list[str]) -> Vectors:
+        found: Vectors = model.encode(
             texts,
             batch_size=self._batch_size,
             convert_to_numpy=True,
             show_progress_bar=False,
         ).astype(np.float32)
-        length = np.linalg.norm(rows[:, : _width(model)], axis=1, keepdims=True)
-        rows[:, : _width(model)] /= np.maximum(length, 1e-12)
-        return rows
+        return found
 
     def _loaded(self) -> SentenceTransformer:
         if self._model is None:
@@ -136,11 +145,13 @@ class SentenceEncoder:
 
             options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
             try:
-                self._model = SentenceTransformer(
-                    str(self._folder),
-                    device=self._device,
-                    model_kwargs={"use_safetensors": True},
-                    **options,
+                self._model = in_own_thread(
+                    lambda: SentenceTransformer(
+                        str(self._folder),
+                        device=self._device,
+                        model_kwargs={"use_safetensors": True},
+                        **options,
+                    )
                 )
             except (OSError, ValueError, KeyError, RuntimeError) as error:
                 raise ModelError(

@@ -110,6 +110,10 @@ class RetrievalDefaults(_Frozen):
     """`auto`: whole if it fits the window, else excerpts. `windows`: all of it, piece by piece."""
     window: int | None = Field(default=None, ge=64)
     """Tokens of document in one prompt; None means `settings.document_window`."""
+    windows: int | None = Field(default=None, ge=1)
+    """In mode `windows`, how many of them are asked: those with the best hits for the query.
+
+    None asks all. A skill that labels the document (`marks`) reads all of it in any case."""
     query: str | None = None
     """Jinja template over the input; None means the rendered question."""
     top_k: int = Field(default=24, ge=1, le=1000)

@@ -1,6 +1,6 @@
 """The contract review as a competent user would write it: a plain LangGraph over PEFT adapters.
 
-Same backbone, adapters, heads, prompts, excerpts and schemas as the product; everything else is
+Same backbone, adapters, heads, prompts, windows and schemas as the product; everything else is
 what transformers, PEFT, llguidance and LangGraph document: `set_adapter` between steps, the prefix
 of many questions prefilled once and its cache copied for each, batches padded on the left for
 `generate`, a logits processor for the schema.
@@ -40,10 +40,8 @@ from agentkit.prompt import (
     encode_prompt,
     frame_of,
     number_spans,
-    renumber,
     skill_prompt,
     span_lengths,
-    token_counter,
     windows,
 )
 from agentkit.retrieval.retriever import Retriever
@@ -74,7 +72,6 @@ class Pipeline:
         *,
         dtype: torch.dtype,
         window: int,
-        budget: int,
         explained: int,
     ) -> None:
         """`skills` are the folders for the steps `parse`, `review` and `explain`."""
@@ -91,7 +88,7 @@ class Pipeline:
         self.heads = {name: _head(at) for name, at in skills.items()}
         self.frame = frame_of(self.tokenizer)
         self.retriever = retriever
-        self.window, self.budget, self.explained = window, budget, explained
+        self.window, self.explained = window, explained
         self.grammar = from_tokenizer(self.tokenizer, n_vocab=base.config.vocab_size)
         graph = StateGraph(State)
         for name in ("parse", "review", "explain"):
@@ -132,28 +129,40 @@ class Pipeline:
     def review(self, state: State) -> State:
         self.model.set_adapter("review")
         manifest, document = self.skills["review"].manifest, state["document"]
+        defaults = manifest.retrieval
         spans = number_spans(document)
-        fits = sum(span_lengths(self.tokenizer, spans)) <= self.window
-        read: dict[tuple[int, ...], tuple[torch.Tensor, DynamicCache]] = {}
-        reviews = []
+        pieces = windows(spans, span_lengths(self.tokenizer, spans), defaults.window or self.window)
+        stretches = [(piece[0].start, piece[-1].end) for piece in pieces]
+        asked: dict[int, list[str]] = {number: [] for number in range(len(pieces))}
         for rule in state["rules"]:
-            shown = spans if fits else self._excerpts(document, rule)
-            encoded = self._encode("review", {"rule": rule, "document": document.text}, shown)
-            prefix = encoded.ids[: encoded.question_start]
-            if prefix not in read:
-                read = {prefix: self._prefill(prefix)}
-            hidden, cache = read[prefix]
-            asked = self._hidden(encoded.ids[encoded.question_start :], copy.deepcopy(cache))
-            tokens = [at for at, _, _ in encoded.token_offsets]
-            choice, evidence = self.heads["review"](
-                question_features(asked)[None], span_features(hidden, encoded.span_ends, tokens)
-            )
-            reading = Reading(
-                choices=choice[0].softmax(-1).numpy(), evidence=evidence[0].sigmoid().numpy()
-            )
-            answer = (encoded, Completion(usage=Usage(), reading=reading))
-            reviews.append({"rule": rule, **to_output(manifest, [answer])})
-        return {"reviews": reviews}
+            most = defaults.windows or len(pieces)
+            for number in self.retriever.best_stretches(document, rule, stretches, most=most):
+                asked[number].append(rule)
+        answers: dict[str, list[Any]] = {rule: [] for rule in state["rules"]}
+        for number, rules in asked.items():
+            read: tuple[torch.Tensor, DynamicCache] | None = None
+            for rule in rules:
+                encoded = self._encode("review", {"rule": rule}, pieces[number])
+                if read is None:
+                    read = self._prefill(encoded.ids[: encoded.question_start])
+                answers[rule].append((encoded, self._judged(encoded, *read)))
+        return {
+            "reviews": [{"rule": rule, **to_output(manifest, answers[rule])} for rule in answers]
+        }
+
+    def _judged(
+        self, encoded: EncodedPrompt, hidden: torch.Tensor, cache: DynamicCache
+    ) -> Completion:
+        """The task head's answer to one question after a prefix that was read."""
+        asked = self._hidden(encoded.ids[encoded.question_start :], copy.deepcopy(cache))
+        tokens = [at for at, _, _ in encoded.token_offsets]
+        choice, evidence = self.heads["review"](
+            question_features(asked)[None], span_features(hidden, encoded.span_ends, tokens)
+        )
+        reading = Reading(
+            choices=choice[0].softmax(-1).numpy(), evidence=evidence[0].sigmoid().numpy()
+        )
+        return Completion(usage=Usage(), reading=reading)
 
     def explain(self, state: State) -> State:
         self.model.set_adapter("explain")
@@ -181,16 +190,6 @@ class Pipeline:
     ) -> EncodedPrompt:
         prompt = skill_prompt(self.frame, self.skills[step].manifest, input, spans)
         return encode_prompt(self.tokenizer, prompt)
-
-    def _excerpts(self, document: Document, rule: str) -> tuple[PromptSpan, ...]:
-        citations = self.retriever.excerpts(
-            document,
-            rule,
-            top_k=self.skills["review"].manifest.retrieval.top_k,
-            budget_tokens=self.budget,
-            count_tokens=token_counter(self.tokenizer),
-        )
-        return renumber([PromptSpan(1, c.document, c.start, c.end, c.text) for c in citations])
 
     def _decoder(self) -> Any:
         return self.model.get_base_model().model

@@ -20,7 +20,7 @@ from agentkit.engine.engine import Engine
 from agentkit.engine.forward import hidden_states, logits
 from agentkit.engine.install import PreparedSkill, prepare
 from agentkit.engine.packed import PackedRows
-from agentkit.engine.precision import FEW, computing_type, quantized, writes_in_int8
+from agentkit.engine.precision import FEW, computing_type, has_phases, quantized
 from agentkit.engine.prefix import PrefixStates
 from agentkit.settings import Settings
 from agentkit.skill.folder import Skill, load_skill
@@ -28,8 +28,8 @@ from agentkit.testing import TinyBackbone
 from agentkit.types import Generation, Request
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-needs_int8 = pytest.mark.skipif(
-    not writes_in_int8("auto", "cpu"), reason="this processor has no bfloat16 instructions"
+needs_phases = pytest.mark.skipif(
+    not has_phases("auto", "cpu"), reason="this processor has no bfloat16 instructions"
 )
 LONG = [int(x) for x in torch.randint(5, 300, (60,), generator=torch.Generator().manual_seed(0))]
 BOUND = 0.06
@@ -89,17 +89,17 @@ def test_an_explicit_type_is_what_it_says_and_keeps_no_copies(tiny: TinyBackbone
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         backbone = load_backbone(tiny.path, dtype=name)
         assert backbone.dtype == backbone.adapter_dtype == dtype
-        assert backbone.int8 is None
+        assert backbone.phased is None
         assert list(backbone.weight_bytes) == [name]
         assert all("forward" not in vars(spec.module) for spec in backbone.modules.values())
 
 
 def test_a_gpu_is_never_given_int8() -> None:
-    assert not writes_in_int8("auto", "cuda")
+    assert not has_phases("auto", "cuda")
     assert computing_type("float32", "cuda") == torch.float32
 
 
-@needs_int8
+@needs_phases
 def test_auto_keeps_the_frozen_weights_and_says_what_its_copies_take(
     tiny: TinyBackbone, auto: Backbone
 ) -> None:
@@ -114,7 +114,7 @@ def test_auto_keeps_the_frozen_weights_and_says_what_its_copies_take(
     assert weights < auto.weight_bytes["int8"] < 1.1 * weights
 
 
-@needs_int8
+@needs_phases
 def test_what_is_read_never_meets_int8(
     tiny: TinyBackbone, auto: Backbone, skills: dict[str, Skill]
 ) -> None:
@@ -133,7 +133,7 @@ def test_what_is_read_never_meets_int8(
     assert torch.equal(found[1], found[3])
 
 
-@needs_int8
+@needs_phases
 def test_more_rows_than_a_few_are_written_in_bfloat16(tiny: TinyBackbone, auto: Backbone) -> None:
     half = load_backbone(tiny.path, dtype="bfloat16")
     with torch.inference_mode():
@@ -142,7 +142,7 @@ def test_more_rows_than_a_few_are_written_in_bfloat16(tiny: TinyBackbone, auto: 
             assert torch.equal(*found) == same
 
 
-@needs_int8
+@needs_phases
 def test_a_bare_step_is_bit_identical_after_skills_came_and_went(
     auto: Backbone, skills: dict[str, Skill]
 ) -> None:
@@ -181,7 +181,7 @@ def kinds(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     return found
 
 
-@needs_int8
+@needs_phases
 def test_every_kind_is_near_its_float32_alone_and_in_a_mixed_step(
     base: Path, kinds: dict[str, Path]
 ) -> None:
@@ -214,7 +214,7 @@ def auto_engine(auto: Backbone, skills: dict[str, Skill]) -> Iterator[Engine]:
         yield engine
 
 
-@needs_int8
+@needs_phases
 def test_requests_of_all_sorts_are_answered_together(
     auto_engine: Engine, skills: dict[str, Skill], prompts: Prompts
 ) -> None:
@@ -233,7 +233,7 @@ def test_requests_of_all_sorts_are_answered_together(
     assert score.choices == pytest.approx(alone[1].choices, abs=0.02)
 
 
-@needs_int8
+@needs_phases
 @pytest.mark.weights
 def test_the_real_backbone_writes_near_its_float32() -> None:
     folder = models.resolve("smollm2-135m-instruct", Settings(), "backbone")

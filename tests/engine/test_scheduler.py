@@ -12,7 +12,8 @@ KEYS = st.builds(
     scope=st.sampled_from([None, "a", "b"]),
     prefix=st.sampled_from([(), (1, 2), (1, 3)]),
 )
-QUEUES = st.lists(st.builds(Waiting, key=KEYS, tokens=st.integers(0, 50)), min_size=1, max_size=30)
+WAITING = st.builds(Waiting, key=KEYS, tokens=st.integers(0, 50), brief=st.booleans())
+QUEUES = st.lists(WAITING, min_size=1, max_size=30)
 OPENED = st.frozensets(KEYS, max_size=3)
 
 
@@ -26,7 +27,7 @@ def test_limits_hold_and_one_prefix_at_most_is_to_be_read(
 ) -> None:
     chosen = admitted(waiting, rows=rows, opened=opened, reading=reading, max_tokens=tokens)
     assert chosen == sorted(set(chosen))
-    assert len(chosen) <= rows
+    assert sum(not waiting[index].brief for index in chosen) <= rows
     if len(chosen) > 1:
         assert sum(waiting[index].tokens for index in chosen) <= tokens
     new = {waiting[index].key for index in chosen} - opened
@@ -51,13 +52,17 @@ def test_every_request_joins_once_and_in_order_within_its_tree(
         served += [left[index][0] for index in chosen]
         left = [entry for index, entry in enumerate(left) if index not in chosen]
     assert sorted(served) == list(range(len(waiting)))
-    for key in {w.key for w in waiting}:
-        mine = [index for index in served if waiting[index].key == key]
+    # What is answered at once may overtake, within its tree, what waits for a row.
+    for kind in {(w.key, w.brief) for w in waiting}:
+        mine = [at for at in served if (waiting[at].key, waiting[at].brief) == kind]
         assert mine == sorted(mine)
 
 
 @given(
-    st.lists(st.lists(st.builds(Waiting, key=KEYS, tokens=st.just(1)), max_size=6), max_size=40),
+    st.lists(
+        st.lists(st.builds(Waiting, key=KEYS, tokens=st.just(1), brief=st.booleans()), max_size=6),
+        max_size=40,
+    ),
     st.integers(1, 4),
     st.lists(st.booleans(), min_size=40, max_size=40),
 )
@@ -80,3 +85,10 @@ def test_none_is_passed_by_more_than_a_few_whatever_keeps_coming(
 def test_no_row_is_free_for_an_empty_queue_or_a_full_batch() -> None:
     assert admitted([], rows=4) == []
     assert admitted([Waiting(TreeKey(None, ()), 5)], rows=0) == []
+
+
+def test_what_is_answered_at_once_takes_no_row() -> None:
+    key = TreeKey("a", (1, 2))
+    asked = [Waiting(key, 5, brief=True) for _ in range(40)]
+    assert admitted(asked, rows=0) == list(range(40))
+    assert admitted(asked, rows=0, max_tokens=50) == list(range(10))

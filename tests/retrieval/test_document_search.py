@@ -48,6 +48,26 @@ def test_text_search_gives_only_spans_that_share_a_word(agreement, encoder):
     assert index.search("zebra", top_k=5, mode="hybrid") != []
 
 
+def test_the_stretches_with_the_best_hits_are_read(agreement, retriever):
+    document = document_from_text(agreement)
+    chunks = retriever.document_index(document).chunks
+    stretches = [
+        (chunks[first].start, chunks[min(first + 2, len(chunks) - 1)].end)
+        for first in range(0, len(chunks), 3)
+    ]
+    asked = "governed by the laws of which State"
+    (best,) = retriever.best_stretches(document, asked, stretches, most=1)
+    assert "New York" in agreement[slice(*stretches[best])]
+    three = retriever.best_stretches(document, asked, stretches, most=3)
+    assert best in three
+    assert three == sorted(set(three))
+    assert len(three) == 3
+    every = retriever.best_stretches(document, asked, stretches, most=99)
+    assert every == list(range(len(stretches)))
+    nowhere = {"heading": "No such heading"}
+    assert retriever.best_stretches(document, asked, stretches, most=2, filters=nowhere) == [0]
+
+
 def test_filters_keep_the_spans_under_a_heading(agreement, encoder):
     index = DocumentIndex(document_from_text(agreement), encoder)
     found = index.search("the agreement", top_k=50, filters={"heading": "3. Term"})
