@@ -27,6 +27,12 @@ class ContextBuilder:
         self._retriever = retriever
         self._settings = settings
 
+    def foresee(self, specs: Sequence[ContextSpec]) -> None:
+        """Embed the queries that are given in words together, which takes less time than singly."""
+        queries = dict.fromkeys(spec.query for spec in specs if spec.query and spec.mode != "none")
+        if len(queries) > 1:
+            self._retriever.embed(list(queries))
+
     def of_skill(
         self,
         manifest: Manifest,

@@ -116,6 +116,7 @@ class Runner:
         prepared: dict[int, _Prepared] = {}
         asked: dict[int, list[Future[Completion]]] = {}
         routes, queries = self._routes(calls)
+        self._context.foresee([call.context for call in calls if call.context is not None])
         for place, (call, route) in enumerate(zip(calls, routes, strict=True)):
             one = route if isinstance(route, Exception) else self._prepare(call, route)
             if isinstance(one, Exception):

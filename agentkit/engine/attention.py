@@ -10,7 +10,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,6 +27,10 @@ from agentkit.engine.prefix import GrowingCache, Pair
 NAME = "agentkit_trees"
 _FEW = 64
 """Query tokens up to which heads that share keys are computed as more queries of one head."""
+_APART = 256
+"""Query tokens up to which each may be given a copy of the keys that it sees."""
+_SHORTEST = 16
+"""Queries that a run has on average, at least, for runs to be worth products of their own."""
 
 
 class TreesCache(Cache):
@@ -121,10 +126,11 @@ def _attend(
     batch, heads, tokens, width = query.shape
     shared = heads // key.shape[1]
     plain = mask is not None and mask.shape[1] == 1 and not kwargs.get("softcap")
-    if shared > 1 and plain and tokens <= _FEW and mask is not None:
-        own_keys = _own_keys(mask) if tokens > 1 and query.device.type == "cpu" else None
+    if plain and 1 < tokens <= _APART and mask is not None and query.device.type == "cpu":
+        own_keys = _own_keys(mask)
         if own_keys is not None:
             return _each_to_its_own(query, key, value, *own_keys, scaling)
+    if shared > 1 and plain and tokens <= _FEW and mask is not None:
         # Otherwise every key and value would be copied for each head that shares it.
         grouped = query.reshape(batch, key.shape[1], shared * tokens, width)
         # One token's mask is the same for all of them, which takes no copy.
@@ -135,6 +141,9 @@ def _attend(
         past, rest = _divided(mask)
         if past:
             return _in_two_parts(query, key, value, past, rest, scaling).transpose(1, 2)
+        stretches = _stretches(mask)
+        if stretches is not None:
+            return _by_stretches(query, key, value, stretches, scaling).transpose(1, 2)
     found: Tensor
     found, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)
     return found
@@ -225,6 +234,57 @@ def _in_two_parts(
     share = torch.sigmoid(seen_before.reshape(batch, heads, tokens) - seen_after)
     before = before.reshape(batch, heads, tokens, width)
     return torch.lerp(after, before, share.unsqueeze(-1).to(after.dtype))
+
+
+_Stretch: TypeAlias = tuple[int, int, Tensor, Tensor]
+"""First query, end, the keys that the last one sees, and the mask of these."""
+
+
+def _stretches(mask: Tensor) -> Sequence[_Stretch] | None:
+    """The queries as runs, of which each sees what the one before it sees, and itself.
+
+    None where that leaves more than half of all pairs to look at: rows that share little are many
+    short texts side by side, and all but a small part of their common mask is closed.
+    """
+    if mask in _known_stretches:
+        return _known_stretches[mask]
+    _known_stretches[mask] = None
+    visible = mask[0, 0] == 0
+    queries, keys = visible.shape
+    number = torch.arange(1, queries, device=mask.device)
+    follows = (visible[1:] != visible[:-1]).sum(dim=1) == 1
+    follows &= visible[number, number + keys - queries]
+    starts = [0, *(number[~follows].tolist())]
+    if len(starts) * _SHORTEST <= queries:
+        found = []
+        for start, stop in pairwise([*starts, queries]):
+            seen = visible[stop - 1].nonzero()[:, 0]
+            found.append((start, stop, seen, mask[:, :, start:stop].index_select(3, seen)))
+        if 2 * sum((stop - start) * len(seen) for start, stop, seen, _ in found) <= queries * keys:
+            _known_stretches[mask] = found
+    return _known_stretches[mask]
+
+
+_known_stretches: MutableMapping[Tensor, Sequence[_Stretch] | None] = WeakIdKeyDictionary()
+
+
+def _by_stretches(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    stretches: Sequence[_Stretch],
+    scaling: float | None,
+) -> Tensor:
+    """`(1, heads, tokens, width)`: each run of queries over the keys that it sees."""
+    shared = query.shape[1] // key.shape[1]
+    parts = []
+    for start, stop, seen, own in stretches:
+        keys, values = (
+            t.index_select(2, seen).repeat_interleave(shared, dim=1) for t in (key, value)
+        )
+        part = query[:, :, start:stop]
+        parts.append(scaled_dot_product_attention(part, keys, values, attn_mask=own, scale=scaling))
+    return torch.cat(parts, dim=2)
 
 
 def register(model: Any) -> None:

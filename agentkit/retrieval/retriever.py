@@ -94,6 +94,10 @@ class Retriever:
             scores |= {n: float(every[n]) for n in taken if n not in scores}
         return tuple(index.citation(number, scores[number]) for number in sorted(taken))
 
+    def embed(self, queries: Sequence[str]) -> None:
+        """Have the encoder remember the vectors of queries that will be searched for."""
+        self._encoder.encode(queries)
+
     def best_stretches(
         self,
         document: Document | str,
