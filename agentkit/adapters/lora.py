@@ -48,7 +48,8 @@ class Down:
                 flat = flat.to(weight.dtype)
             else:
                 weight = weight.to(flat.dtype)
-        return torch.split_with_sizes(flat.mm(weight), self.ranks, dim=1)
+        low = flat.mm(weight)
+        return (low,) if len(self.ranks) == 1 else torch.split_with_sizes(low, self.ranks, dim=1)
 
 
 class LoraDelta:
@@ -68,11 +69,12 @@ class LoraDelta:
 
     def __call__(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         low = self.joint.take(self.index, inputs)
+        up = self.up if self.up.dtype == low.dtype else self.up.to(low.dtype)
         flat = outputs.view(-1, outputs.shape[-1])
         if low.dtype != flat.dtype:
-            flat.add_(low.mm(self.up.to(low.dtype)))
+            flat.add_(low.mm(up))
         else:
-            flat.addmm_(low, self.up.to(low.dtype))
+            flat.addmm_(low, up)
         return outputs
 
     @property

@@ -300,7 +300,7 @@ def load_backbone(
         sliding_window=window,
         layer_types=kinds,
         decoder=decoder_layers(model, layers),
-        phased=PhasedWeights(modules) if has_phases(dtype, device) else None,
+        phased=PhasedWeights(modules, _norms(model)) if has_phases(dtype, device) else None,
     )
 
 
@@ -314,6 +314,11 @@ def without_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _norms(model: Any) -> list[Any]:
+    """The modules that look like root mean square norms."""
+    return [one for one in model.modules() if {"weight", "variance_epsilon"} <= set(dir(one))]
 
 
 def _context(config: Any) -> int:

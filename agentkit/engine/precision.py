@@ -14,12 +14,13 @@ that nearly tie may change places; `float32` gives the same logits in any compan
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from agentkit.adapters.joint import Joint, reading_alike
 from agentkit.adapters.layers import ModuleSpec
@@ -112,7 +113,7 @@ class Int8Product:
             ahead.sum()
             parts.append(torch._weight_int8pack_mm(inputs[0], weight, scale))
         outputs = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        found = torch.split_with_sizes(outputs[None], self._widths, dim=2)
+        found = _split(outputs[None], self._widths)
         for own, bias in zip(found, self._biases, strict=True):
             if bias is not None:
                 own.add_(bias)
@@ -143,7 +144,12 @@ class OrderedProduct:
         outputs: Tensor = torch.ops.mkldnn._linear_pointwise(
             inputs, self._weight, self._bias, "none", [], ""
         )
-        return torch.split_with_sizes(outputs, self._widths, dim=2)
+        return _split(outputs, self._widths)
+
+
+def _split(outputs: Tensor, widths: Sequence[int]) -> Sequence[Tensor]:
+    """By module; most products are one module's alone, and at one token every call counts."""
+    return (outputs,) if len(widths) == 1 else torch.split_with_sizes(outputs, widths, dim=2)
 
 
 class PhasedLinear:
@@ -163,6 +169,36 @@ class PhasedLinear:
         return joint.take(self._index, input)
 
 
+class PhasedNorm:
+    """Stateful: takes the place of a norm's `forward`: one call of torch's while a few rows write.
+
+    Transformers computes it in seven, which is most of what a norm of one token takes.
+    """
+
+    __slots__ = ("_eps", "_forward", "_phase", "_weight")
+
+    def __init__(self, module: nn.Module, phase: Phase) -> None:
+        self._forward = module.forward
+        self._weight: Tensor = module.weight.detach()  # type: ignore[operator]
+        self._eps = float(module.variance_epsilon)  # type: ignore[arg-type]
+        self._phase = phase
+
+    def __call__(self, input: Tensor) -> Tensor:
+        if self._phase.few:
+            return functional.rms_norm(input, self._weight.shape, self._weight, self._eps)
+        found: Tensor = self._forward(input)
+        return found
+
+    def agrees(self) -> bool:
+        """Whether torch's root mean square norm is what the module computes, by trying it."""
+        tried = torch.linspace(-3, 5, len(self._weight), dtype=self._weight.dtype)[None]
+        try:
+            ours = functional.rms_norm(tried, self._weight.shape, self._weight, self._eps)
+            return torch.allclose(ours, self._forward(tried), rtol=2**-6, atol=2**-8)
+        except (TypeError, RuntimeError):
+            return False
+
+
 def _as_read(weight: Tensor) -> Tensor:
     """The same bytes in the form that torch sums fastest."""
     flat = weight.view(-1)
@@ -175,9 +211,16 @@ class PhasedWeights:
     Int8 for steps that write few rows, bfloat16 in the processor's order for all others.
     """
 
-    def __init__(self, modules: Mapping[str, ModuleSpec]) -> None:
-        """Puts them into the modules; the modules' own weights stay as they are."""
+    def __init__(self, modules: Mapping[str, ModuleSpec], norms: Iterable[nn.Module] = ()) -> None:
+        """Puts them into the modules; the modules' own weights stay as they are.
+
+        `norms` are modules that may be root mean square norms.
+        """
         self._phase = Phase()
+        for module in norms:
+            norm = PhasedNorm(module, self._phase)
+            if norm.agrees():
+                module.forward = norm
         self._few: list[Int8Product] = []
         self._many: list[OrderedProduct] = []
         linear = {name: spec for name, spec in modules.items() if spec.part == "linear"}

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from agentkit.engine.attention import _attend, _divided, _own_keys
+from agentkit.engine.attention import _attend, _divided, _own_keys, _stretches
 
 HEADS, WIDTH, QUERIES = 6, 8, 70
 
@@ -110,3 +110,41 @@ def test_rows_that_share_little_each_attend_to_keys_of_their_own(
     assert torch.allclose(found, at_once(query[:, :, :rows], key, value, mask), atol=1e-5)
     if shared > 1:
         assert (_own_keys(mask) is not None) == (4 * visible.sum(1).max() <= keys)
+
+
+@given(
+    st.lists(st.integers(1, 60), min_size=4, max_size=12),
+    st.integers(0, 30),
+    st.sampled_from([1, 3]),
+)
+@settings(max_examples=40, deadline=None)
+def test_texts_side_by_side_each_attend_to_what_they_see(
+    lengths: list[int], stem: int, shared: int
+) -> None:
+    """Rows of any length that see an earlier stem and themselves, whichever way they are taken."""
+    queries = sum(lengths)
+    keys = stem + queries
+    torch.manual_seed(keys)
+    query = torch.randn(1, HEADS, queries, WIDTH)
+    key, value = (torch.randn(1, HEADS // shared, keys, WIDTH) for _ in range(2))
+    visible = torch.zeros(queries, keys, dtype=torch.bool)
+    start = 0
+    for number, length in enumerate(lengths):
+        rows = slice(start, start + length)
+        visible[rows, : stem if number % 2 else stem // 2] = True
+        visible[rows, stem + start : stem + start + length] = torch.ones(length, length).tril() > 0
+        start += length
+    mask = additive(visible)
+    found = _attend(module(shared), query, key, value, mask, WIDTH**-0.5)
+    assert torch.allclose(found, at_once(query, key, value, mask), atol=1e-5)
+
+
+def test_runs_are_found_where_they_save_most_of_the_pairs() -> None:
+    blocks = [torch.ones(40, 40).tril() > 0] * 6
+    side_by_side = additive(torch.block_diag(*blocks) > 0)
+    found = _stretches(side_by_side)
+    assert found is not None
+    assert [(start, stop, len(seen)) for start, stop, seen, _ in found] == [
+        (start, start + 40, 40) for start in range(0, 240, 40)
+    ]
+    assert _stretches(additive(torch.ones(240, 240).tril() > 0)) is None

@@ -329,3 +329,21 @@ def test_constrained_answers_parse_alone_and_in_a_batch(
             assert completion.finish == "schema"
             assert completion.text.startswith('{"answer":"')
             assert completion.text.endswith("]}")
+
+
+def test_an_answer_without_any_choice_is_given_without_a_token_computed(
+    engine: Engine, skills: dict[str, Skill], prompts: Prompts
+) -> None:
+    pieces: list[str] = []
+    only = Request(
+        prompts(),
+        adapter=skills["plain"].digest,
+        generation=Generation(max_tokens=20),
+        schema={"const": "yes"},
+        on_text=pieces.append,
+    )
+    free = Request(prompts(), adapter=skills["plain"].digest, generation=Generation(max_tokens=6))
+    first, second = engine.run([only, free])
+    assert first.text == '"yes"' == "".join(pieces)
+    assert first.finish == "schema"
+    assert second.text == done(engine, free).text
