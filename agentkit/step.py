@@ -7,6 +7,7 @@ reading of it.
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -114,7 +115,6 @@ class Runner:
         began = time.perf_counter()
         waiting: dict[Future[Completion], int] = {}
         prepared: dict[int, _Prepared] = {}
-        asked: dict[int, list[Future[Completion]]] = {}
         routes, queries = self._routes(calls)
         self._context.foresee([call.context for call in calls if call.context is not None])
         for place, (call, route) in enumerate(zip(calls, routes, strict=True)):
@@ -126,13 +126,18 @@ class Runner:
             prepared[place] = one
         # Given to the engine together, so that it can batch them: all that is asked of one
         # stretch of text, then all that is asked of the next.
-        flat = [(place, r) for place, one in prepared.items() for r in one.requests]
+        flat = [
+            (place, number, request)
+            for place, one in prepared.items()
+            for number, request in enumerate(one.requests)
+        ]
         turns: dict[tuple[int, ...], int] = {}
-        flat.sort(key=lambda asked: turns.setdefault(_text_of(asked[1]), len(turns)))
-        for (place, _), future in zip(
-            flat, self._engine.submit_all([r for _, r in flat]), strict=True
+        flat.sort(key=lambda entry: turns.setdefault(_text_of(entry[2]), len(turns)))
+        asked: dict[int, dict[int, Future[Completion]]] = defaultdict(dict)
+        for (place, number, _), future in zip(
+            flat, self._engine.submit_all([request for *_, request in flat]), strict=True
         ):
-            asked.setdefault(place, []).append(future)
+            asked[place][number] = future
             waiting[future] = place
         # Not `as_completed`: it would wait for the engine to notice that a future was cancelled.
         answered: SimpleQueue[Future[Completion]] = SimpleQueue()
@@ -153,7 +158,8 @@ class Runner:
                 left[place] -= 1
                 if left[place] == 0:
                     now = time.perf_counter()
-                    yield place, self._settle(prepared[place], asked[place], now - since)
+                    futures = [asked[place][number] for number in range(len(asked[place]))]
+                    yield place, self._settle(prepared[place], futures, now - since)
                     since = now
         finally:
             with self._changing:

@@ -604,6 +604,57 @@ def test_calls_given_together_equal_calls_given_alone(runner: Runner, agreement_
         assert result.citations == alone.citations
 
 
+def test_rules_that_ask_different_windows_get_the_answers_of_their_own(
+    tmp_path: Path,
+    tiny_backbone: TinyBackbone,
+    engine: Engine,
+    retriever: Retriever,
+    documents: FileDocumentStore,
+    settings: Settings,
+    agreement_text: str,
+) -> None:
+    retrieval = {
+        "document": "document",
+        "query": "{{ rule }}",
+        "mode": "windows",
+        "window": 64,
+        "windows": 2,
+    }
+    manifest = {**MANIFESTS["rule-judge"], "retrieval": retrieval}
+    folder = tiny_adapter(
+        tmp_path / "window-judge",
+        tiny_backbone,
+        manifest=manifest,
+        head=tiny_choice_head(48, 3),
+        layers=[2, 3],
+        seed=7,
+    )
+    runner = Runner(
+        {"window-judge": load_skill(folder)},
+        engine=engine,
+        controller=Controller(retriever._encoder),
+        retriever=retriever,
+        documents=documents,
+        settings=settings,
+    )
+    lines = [line for line in agreement_text.splitlines() if len(line) > 40]
+    calls = [
+        call("window-judge", input={"rule": line[:60], "document": agreement_text}, item=at)
+        for at, line in enumerate(reversed(lines))
+    ]
+    together = runner.run(calls)
+    shown = set()
+    for one, result in zip(calls, together, strict=True):
+        assert isinstance(result, StepResult)
+        alone = only(runner, one)
+        assert (result.output, result.citations) == (alone.output, alone.citations)
+        shown.add(tuple(citation.start for citation in result.citations))
+        for piece in result.output["evidence"]:
+            assert agreement_text[piece["start"] : piece["end"]] == piece["quote"]
+            assert any(c.start <= piece["start"] < c.end for c in result.citations)
+    assert len(shown) > 2
+
+
 def test_results_are_streamed_with_their_places(runner: Runner, agreement_text: str) -> None:
     calls = [
         call("nobody"),
