@@ -7,7 +7,6 @@ reading of it.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -115,6 +114,7 @@ class Runner:
         began = time.perf_counter()
         waiting: dict[Future[Completion], int] = {}
         prepared: dict[int, _Prepared] = {}
+        asked: dict[int, list[Future[Completion]]] = {}
         routes, queries = self._routes(calls)
         self._context.foresee([call.context for call in calls if call.context is not None])
         for place, (call, route) in enumerate(zip(calls, routes, strict=True)):
@@ -124,20 +124,12 @@ class Runner:
                 continue
             one.query = queries.get(place)
             prepared[place] = one
-        # Given to the engine together, so that it can batch them: all that is asked of one
-        # stretch of text, then all that is asked of the next.
-        flat = [
-            (place, number, request)
-            for place, one in prepared.items()
-            for number, request in enumerate(one.requests)
-        ]
-        turns: dict[tuple[int, ...], int] = {}
-        flat.sort(key=lambda entry: turns.setdefault(_text_of(entry[2]), len(turns)))
-        asked: dict[int, dict[int, Future[Completion]]] = defaultdict(dict)
-        for (place, number, _), future in zip(
-            flat, self._engine.submit_all([request for *_, request in flat]), strict=True
+        # Given to the engine together, so that it can batch them.
+        flat = [(place, r) for place, one in prepared.items() for r in one.requests]
+        for (place, _), future in zip(
+            flat, self._engine.submit_all([r for _, r in flat]), strict=True
         ):
-            asked[place][number] = future
+            asked.setdefault(place, []).append(future)
             waiting[future] = place
         # Not `as_completed`: it would wait for the engine to notice that a future was cancelled.
         answered: SimpleQueue[Future[Completion]] = SimpleQueue()
@@ -158,8 +150,7 @@ class Runner:
                 left[place] -= 1
                 if left[place] == 0:
                     now = time.perf_counter()
-                    futures = [asked[place][number] for number in range(len(asked[place]))]
-                    yield place, self._settle(prepared[place], futures, now - since)
+                    yield place, self._settle(prepared[place], asked[place], now - since)
                     since = now
         finally:
             with self._changing:
@@ -381,11 +372,6 @@ def _words(input: Mapping[str, Json], *, without: str | None) -> str:
         for key, value in input.items()
         if key != without and isinstance(value, str | int | float)
     )
-
-
-def _text_of(request: Request) -> tuple[int, ...]:
-    """The ids of what a request is shown before it is asked anything."""
-    return request.prompt.ids[: request.prompt.document_end]
 
 
 def _request(skill: Skill, encoded: EncodedPrompt) -> Request:

@@ -20,7 +20,7 @@ from agentkit.engine.job import Job, make_job
 from agentkit.engine.prefix import PrefixCache, PrefixStatistics
 from agentkit.engine.residency import Residents, SkillStatistics
 from agentkit.engine.runner import Runner
-from agentkit.engine.scheduler import admitted
+from agentkit.engine.scheduler import TreeKey, admitted
 from agentkit.engine.streaming import TextStream, outcome_of
 from agentkit.errors import AgentkitError, EngineError, LimitError
 from agentkit.prompt import Frame, encode_prompt, frame_of
@@ -285,6 +285,9 @@ class Engine:
     def _put_jobs(self, jobs: Sequence[Job]) -> None:
         if not jobs:
             return
+        # All that is asked of one text, then all that is asked of the next.
+        turns: dict[TreeKey, int] = {}
+        jobs = sorted(jobs, key=lambda job: turns.setdefault(job.key, len(turns)))
         try:
             self._put(jobs)
         except EngineError as error:
