@@ -22,6 +22,7 @@ from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from agentkit.engine.blocks import attend_by_blocks, attend_rows
 from agentkit.engine.prefix import GrowingCache, Pair
 
 NAME = "agentkit_trees"
@@ -140,13 +141,24 @@ def _attend(
     if plain and tokens > _FEW and mask is not None and query.device.type == "cpu":
         past, rest = _divided(mask)
         if past:
-            return _in_two_parts(query, key, value, past, rest, scaling).transpose(1, 2)
+            several = attend_by_blocks if _in_blocks(query) else _in_two_parts
+            return several(query, key, value, past, rest, scaling).transpose(1, 2)
         stretches = _stretches(mask)
         if stretches is not None:
             return _by_stretches(query, key, value, stretches, scaling).transpose(1, 2)
+    whole = mask is None and not kwargs.get("softcap") and tokens == key.shape[2]
+    if whole and tokens > _FEW and _in_blocks(query):
+        return attend_by_blocks(query, key, value, 0, None, scaling).transpose(1, 2)
     found: Tensor
     found, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)
     return found
+
+
+def _in_blocks(query: Tensor) -> bool:
+    """Whether blocks of queries are faster than torch's kernel, which alone has gradients."""
+    return (
+        query.dtype == torch.bfloat16 and query.device.type == "cpu" and not torch.is_grad_enabled()
+    )
 
 
 def _own_keys(mask: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -178,18 +190,18 @@ def _each_to_its_own(
 ) -> Tensor:
     """`(1, tokens, heads, width)`: rows that share little, as a batch over keys of their own."""
     _, heads, tokens, width = query.shape
-    shared = heads // key.shape[1]
+    groups = key.shape[1]
+    at = chosen.flatten()
     keys, values = (
-        t[0]
-        .index_select(1, chosen.flatten())
-        .view(t.shape[1], tokens, -1, t.shape[3])
-        .transpose(0, 1)
-        for t in (key, value)
+        t[0].index_select(1, at).view(groups, tokens, -1, t.shape[3]) for t in (key, value)
     )
-    queries = query[0].view(-1, shared, tokens, width).permute(2, 0, 1, 3)
-    own = mask[:, None, None].expand(-1, -1, shared, -1)
-    out = scaled_dot_product_attention(queries, keys, values, attn_mask=own, scale=scaling)
-    return out.reshape(1, tokens, heads, value.shape[-1])
+    queries = query[0].view(groups, -1, tokens, width).transpose(1, 2).contiguous()
+    if _in_blocks(query):
+        out = attend_rows(queries, keys, values, mask[:, None], scaling)
+    else:
+        own = mask[:, None].expand(-1, queries.shape[2], -1)
+        out = scaled_dot_product_attention(queries, keys, values, attn_mask=own, scale=scaling)
+    return out.transpose(0, 1).reshape(1, tokens, heads, value.shape[-1])
 
 
 def _divided(mask: Tensor) -> tuple[int, Tensor | None]:
@@ -279,10 +291,12 @@ def _by_stretches(
     shared = query.shape[1] // key.shape[1]
     parts = []
     for start, stop, seen, own in stretches:
-        keys, values = (
-            t.index_select(2, seen).repeat_interleave(shared, dim=1) for t in (key, value)
-        )
         part = query[:, :, start:stop]
+        keys, values = (t.index_select(2, seen) for t in (key, value))
+        if _in_blocks(query):
+            parts.append(attend_by_blocks(part, keys, values, 0, own, scaling))
+            continue
+        keys, values = (t.repeat_interleave(shared, dim=1) for t in (keys, values))
         parts.append(scaled_dot_product_attention(part, keys, values, attn_mask=own, scale=scaling))
     return torch.cat(parts, dim=2)
 

@@ -179,15 +179,22 @@ class Constraint:
             )
         self._close = close
 
-    def choose(self, logits: Tensor, sample: Callable[[Tensor], int]) -> int | None:
-        """The next token, by `sample` among those allowed; None when the output ends here."""
+    def choose(
+        self, logits: Tensor, sample: Callable[[Tensor], int], *, greedy: bool = False
+    ) -> int | None:
+        """The next token, by `sample` among those allowed; None when the output ends here.
+
+        `greedy` says that `sample` takes the best one.
+        """
         if not self._forced:
             if self._left == 0:  # complete, though more could follow
                 self.done = True
                 return None
-            allowed = _bits(self._matcher.compute_bitmask(), self._vocabulary.size)
-            logits = logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
-            token = sample(logits)
+            token = sample(logits) if greedy else None
+            if token is None or not self._allows(token):
+                allowed = _bits(self._matcher.compute_bitmask(), self._vocabulary.size)
+                closed = ~torch.from_numpy(allowed).to(logits.device)
+                token = sample(logits.masked_fill(closed, -torch.inf))
             if token in self._vocabulary.ends:
                 self.done = True
                 return None
@@ -203,6 +210,16 @@ class Constraint:
         self._left -= 1
         self.done = not self._close
         return token
+
+    def _allows(self, token: int) -> bool:
+        """Whether the grammar's mask has the token, without the mask, which takes far longer.
+
+        Where only one text can follow, the mask has its first token as the tokenizer spells it,
+        and no shorter one.
+        """
+        return self._matcher.validate_tokens([token]) == 1 and (
+            self._matcher.compute_ff_tokens()[:1] in ([], [token])
+        )
 
     def forced(self) -> list[int]:
         """The tokens that can only come next, taken; they need no logits.

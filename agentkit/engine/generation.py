@@ -82,7 +82,7 @@ class WritingRow:
 
     def _choose(self, logits: Tensor) -> int | None:
         if self._constraint is not None:
-            token = self._constraint.choose(logits, self._sample)
+            token = self._constraint.choose(logits, self._sample, greedy=self._sample.greedy)
             if token is None:
                 self._finish = "schema"
             return token

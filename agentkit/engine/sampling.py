@@ -20,13 +20,18 @@ class Sampler:
         else:
             self._random.seed()
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the best token is taken."""
+        return self._temperature == 0
+
     def __call__(self, logits: Tensor) -> int:
         """The next token of logits `(vocabulary,)`: the best one at temperature 0.
 
         Otherwise one drawn from the smallest set of tokens that holds `top_p` of the probability
         (nucleus sampling, https://arxiv.org/abs/1904.09751).
         """
-        if self._temperature == 0:
+        if self.greedy:
             return int(logits.argmax())
         chances = torch.softmax(logits.double().cpu() / self._temperature, dim=-1)
         if self._top_p < 1:

@@ -34,6 +34,19 @@ def at_once(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     return (scores.softmax(dim=-1) @ value).transpose(1, 2)
 
 
+def check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, shared: int) -> None:
+    """Attention equals attention at once, in float32 and, as rounding goes, in bfloat16."""
+    exact = at_once(query, key, value, mask)
+    found = _attend(module(shared), query, key, value, mask, WIDTH**-0.5)
+    assert torch.allclose(found, exact, atol=1e-5)
+    rounded = [t.to(torch.bfloat16) for t in (query, key, value, mask)]
+    with torch.no_grad():
+        found = _attend(module(shared), *rounded, WIDTH**-0.5)
+    assert found.shape == exact.shape
+    # Values of a few units, scores and shares that are rounded to 8 bits.
+    assert torch.allclose(found.float(), exact, atol=0.08)
+
+
 def module(shared: int) -> SimpleNamespace:
     return SimpleNamespace(num_key_value_groups=shared, is_causal=True)
 
@@ -55,8 +68,7 @@ def test_what_every_query_sees_may_be_attended_to_apart(
     visible[torch.arange(QUERIES), past + between + torch.arange(QUERIES)] = True
     query, key, value = states(keys, shared)
     mask = additive(visible)
-    found = _attend(module(shared), query, key, value, mask, WIDTH**-0.5)
-    assert torch.allclose(found, at_once(query, key, value, mask), atol=1e-5)
+    check(query, key, value, mask, shared)
 
 
 def test_a_plain_continuation_needs_no_mask() -> None:
@@ -65,8 +77,7 @@ def test_a_plain_continuation_needs_no_mask() -> None:
     mask = additive(at[None, :] <= at[30:, None])
     assert _divided(mask) == (30, None)
     query, key, value = states(keys, 3)
-    found = _attend(module(3), query, key, value, mask, WIDTH**-0.5)
-    assert torch.allclose(found, at_once(query, key, value, mask), atol=1e-5)
+    check(query, key, value, mask, 3)
 
 
 def test_rows_beside_each_other_keep_a_mask_of_their_own_tokens() -> None:
@@ -106,8 +117,7 @@ def test_rows_that_share_little_each_attend_to_keys_of_their_own(
         visible[row, row * length : (row + 1) * length] = torch.rand(length) >= chance
         visible[row, keys - 1 - row] = True
     mask = additive(visible)
-    found = _attend(module(shared), query[:, :, :rows], key, value, mask, WIDTH**-0.5)
-    assert torch.allclose(found, at_once(query[:, :, :rows], key, value, mask), atol=1e-5)
+    check(query[:, :, :rows], key, value, mask, shared)
     if shared > 1:
         assert (_own_keys(mask) is not None) == (4 * visible.sum(1).max() <= keys)
 
@@ -135,8 +145,7 @@ def test_texts_side_by_side_each_attend_to_what_they_see(
         visible[rows, stem + start : stem + start + length] = torch.ones(length, length).tril() > 0
         start += length
     mask = additive(visible)
-    found = _attend(module(shared), query, key, value, mask, WIDTH**-0.5)
-    assert torch.allclose(found, at_once(query, key, value, mask), atol=1e-5)
+    check(query, key, value, mask, shared)
 
 
 def test_runs_are_found_where_they_save_most_of_the_pairs() -> None:
@@ -148,3 +157,26 @@ def test_runs_are_found_where_they_save_most_of_the_pairs() -> None:
         (start, start + 40, 40) for start in range(0, 240, 40)
     ]
     assert _stretches(additive(torch.ones(240, 240).tril() > 0)) is None
+
+
+@pytest.mark.parametrize("queries", [65, 128, 150])
+def test_a_whole_text_without_a_mask_is_causal(queries: int) -> None:
+    torch.manual_seed(queries)
+    query = torch.randn(1, HEADS, queries, WIDTH)
+    key, value = (torch.randn(1, HEADS // 3, queries, WIDTH) for _ in range(2))
+    exact = at_once(query, key, value, additive(torch.ones(queries, queries).tril() > 0))
+    with torch.no_grad():
+        rounded = (t.to(torch.bfloat16) for t in (query, key, value))
+        found = _attend(module(3), *rounded, None, WIDTH**-0.5)
+    assert torch.allclose(found.float(), exact, atol=0.08)
+    assert torch.allclose(
+        _attend(module(3), query, key, value, None, WIDTH**-0.5), exact, atol=1e-5
+    )
+
+
+def test_gradients_go_through_torchs_own_attention() -> None:
+    query, key, value = (t.to(torch.bfloat16) for t in states(QUERIES, 3))
+    query.requires_grad_()
+    _attend(module(3), query, key, value, None, WIDTH**-0.5).sum().backward()
+    assert query.grad is not None
+    assert query.grad.abs().sum() > 0

@@ -143,7 +143,15 @@ def grammars(tiny_loaded: Backbone) -> Grammars:
     return Grammars(tiny_loaded)
 
 
-def write(backbone: Backbone, grammars: Grammars, schema: Any, limit: int, seed: int) -> str:
+def write(
+    backbone: Backbone,
+    grammars: Grammars,
+    schema: Any,
+    limit: int,
+    seed: int,
+    *,
+    greedy: bool = False,
+) -> str:
     """What a model of random wishes writes; odd seeds never wish to end anything.
 
     Two of four seeds take what must follow at once.
@@ -157,7 +165,9 @@ def write(backbone: Backbone, grammars: Grammars, schema: Any, limit: int, seed:
         wishes[:, closers] -= 100
     ids = constraint.forced() if at_once else []
     while not constraint.done:
-        token = constraint.choose(wishes[len(ids) % 400], lambda logits: int(logits.argmax()))
+        token = constraint.choose(
+            wishes[len(ids) % 400], lambda logits: int(logits.argmax()), greedy=greedy
+        )
         if token is not None:
             ids.append(token)
             ids += constraint.forced() if at_once else []
@@ -173,6 +183,15 @@ def test_output_is_valid_whatever_the_model_wishes(
     for seed in range(4):
         text = write(tiny_loaded, grammars, schema, limit + (schema is PATTERN) * 20, seed)
         assert is_valid(json.loads(text), schema, schema), text
+
+
+@pytest.mark.parametrize("schema", [FINDING, TREE, GROUNDED, OPTIONAL, *SCALARS])
+def test_the_best_of_all_is_taken_where_it_is_the_best_of_the_allowed(
+    tiny_loaded: Backbone, grammars: Grammars, schema: Any
+) -> None:
+    for seed in range(4):
+        text = write(tiny_loaded, grammars, schema, 80, seed)
+        assert write(tiny_loaded, grammars, schema, 80, seed, greedy=True) == text
 
 
 def test_what_must_follow_is_taken_without_logits(
