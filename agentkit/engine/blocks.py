@@ -33,7 +33,7 @@ def attend_by_blocks(
     shown = key[0].transpose(1, 2)
     out = query.new_empty(groups, shared, queries, value.shape[3])
     room = [query.new_empty(heads * BLOCK * keys) for _ in range(2)]
-    later = own is None and query.new_full((BLOCK, BLOCK), -torch.inf).triu_(diagonal=1)
+    later = query.new_full((BLOCK, BLOCK), -torch.inf).triu_(diagonal=1)
     for start in range(0, queries, BLOCK):
         stop = min(start + BLOCK, queries)
         seen = past + stop if own is None else keys

@@ -98,7 +98,9 @@ def vllm_seconds(python: str | None, order: Mapping[str, Any]) -> dict[str, Any]
     if done.returncode:
         sys.stderr.write("vLLM is left out: it failed (its own words stand above)\n")
         return None
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    # vLLM writes its own log to stdout too, even after the answer.
+    line = next(line for line in reversed(done.stdout.splitlines()) if line.startswith('{"seconds'))
+    answer: dict[str, Any] = json.loads(line)
     return answer
 
 

@@ -1,8 +1,8 @@
 """vLLM's side of a benchmark, run by an interpreter that has vLLM and nothing of agentkit.
 
 Takes an order as JSON on stdin: `model` (folder), `dtype`, `rank`, `adapters` (folders by name),
-`requests` (`[adapter name, token ids]` each), `words` (tokens to write), `context`. Prints, as the
-last line of stdout, `{"seconds": ..., "answers": [...]}`; the model is loaded and warm before.
+`requests` (`[adapter name, token ids]` each), `words` (tokens to write), `context`. Prints, as a
+line of stdout, `{"seconds": ..., "answers": [...]}`; the model is loaded and warm before.
 """
 
 from __future__ import annotations
