@@ -37,6 +37,8 @@ class Tokenizer(Protocol):
 
     def __call__(self, text: Any, **kwargs: Any) -> Any: ...
 
+    def __hash__(self) -> int: ...
+
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
 
 
@@ -136,7 +138,7 @@ def encode_prompt(
     if prompt.spans:
         ids += _plain(tokenizer, _DOCUMENT_OPEN)
         for _, (tokens, places) in zip(
-            prompt.spans, _encode_spans(tokenizer, prompt.spans), strict=True
+            prompt.spans, _encode_spans(tokenizer, tuple(prompt.spans)), strict=True
         ):
             offsets.extend((len(ids) + at, start, end) for at, start, end in places)
             ids += tokens
@@ -165,7 +167,7 @@ def encode_prompt(
 
 def span_lengths(tokenizer: Tokenizer, spans: Sequence[PromptSpan]) -> list[int]:
     """Tokens that each span takes in a prompt."""
-    return [len(tokens) for tokens, _ in _encode_spans(tokenizer, spans)]
+    return [len(tokens) for tokens, _ in _encode_spans(tokenizer, tuple(spans))]
 
 
 def windows(
@@ -207,15 +209,17 @@ def _plain(tokenizer: Tokenizer, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
+@lru_cache(maxsize=64)
 def _encode_spans(
-    tokenizer: Tokenizer, spans: Sequence[PromptSpan]
-) -> list[tuple[list[int], list[tuple[int, int, int]]]]:
+    tokenizer: Tokenizer, spans: tuple[PromptSpan, ...]
+) -> Sequence[tuple[Sequence[int], Sequence[tuple[int, int, int]]]]:
     """Per span its ids and `(index, start, end)` of the tokens that hold document text.
 
-    A line break within a span becomes a space: only the break that closes a span is one.
+    A line break within a span becomes a space: only the break that closes a span is one. Kept for
+    a while: every question asked of a document shows the same spans.
     """
     if not spans:
-        return []
+        return ()
     leads = [f"[{span.number}] " for span in spans]
     encoded = tokenizer(
         [
@@ -236,8 +240,8 @@ def _encode_spans(
             start, end = max(left + offset, span.start), min(right + offset, span.end)
             if start < end:
                 located.append((index, start, end))
-        result.append((list(ids), located))
-    return result
+        result.append((tuple(ids), tuple(located)))
+    return tuple(result)
 
 
 CountTokens = Callable[[str], int]
