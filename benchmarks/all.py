@@ -36,7 +36,14 @@ BENCHMARKS = {
     "concurrency": "concurrency.py",
 }
 """What is run for each file of metrics."""
-WHOLE = ("main_job", "contract_review", "retrieval_effect", "staged")
+WHOLE = (
+    "main_job",
+    "contract_review",
+    "retrieval_effect",
+    "staged",
+    "decoding",
+    "concurrency",
+)
 """Of the others the README shows what has a target; `--json` has all of it."""
 BESIDE = ("accuracy", "macro_f1", "evidence_map", "aupr", "rouge_l")
 """Figures of skills that are shown for the adapter and for what it is compared with."""

@@ -39,7 +39,7 @@ from agentkit.skill.folder import Skill
 def main() -> int:
     parser = arguments(__doc__ or "")
     parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--tokens", type=int, default=8, help="written in each timing")
     llama_arguments(parser)
     options = parser.parse_args()

@@ -129,8 +129,8 @@ def test_a_dropped_in_skill_is_listed_routed_to_answers_and_goes_again(tmp_path:
     assert name not in before
     assert name in during.splitlines()[0]
     assert f"-> {name} (" in during
-    # Its words are given as Python spells them, between either kind of quotes.
-    assert re.search(rf"{name} answers: ['\"]\w", during)
+    # Python spells its words: between quotes of either kind, and they may begin with one.
+    assert re.search(rf"{name} answers: ['\"]+\w", during)
     assert name not in after
 
 
