@@ -1,5 +1,6 @@
 """Limits, cancellation and faults: a clear error for the one, the right answer for the others."""
 
+import asyncio
 from concurrent.futures import CancelledError as FutureCancelled
 from dataclasses import replace
 from threading import Event
@@ -104,6 +105,41 @@ def test_a_cancelled_request_stops_at_the_next_token(engine: Engine, prompts: Pr
     done(engine, Request(prompts(), generation=Generation(max_tokens=2)))  # its turn has come
     count = len(seen)
     done(engine, Request(prompts(), generation=Generation(max_tokens=2)))
+    assert len(seen) == count
+
+
+def test_async_tasks_get_their_solo_answers_and_one_that_is_cancelled_stops(
+    engine: Engine, skills: dict[str, Skill], prompts: Prompts
+) -> None:
+    ask = [
+        Request(prompts(), adapter=adapter, generation=Generation(max_tokens=6))
+        for adapter in (None, *(skill.digest for skill in skills.values()))
+    ]
+    solo = [done(engine, request).text for request in ask]
+    seen: list[str] = []
+
+    async def main() -> list[str]:
+        started = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def on_text(piece: str) -> None:
+            seen.append(piece)
+            loop.call_soon_threadsafe(started.set)
+
+        long = Request(
+            prompts(), schema=LONG, generation=Generation(max_tokens=700), on_text=on_text
+        )
+        task = asyncio.wrap_future(engine.submit(long))
+        await started.wait()
+        found = await asyncio.gather(*(asyncio.wrap_future(engine.submit(one)) for one in ask * 2))
+        assert not task.done()
+        task.cancel()
+        return [completion.text for completion in found]
+
+    assert asyncio.run(main()) == solo * 2
+    done(engine, ask[0])  # its turn has come
+    count = len(seen)
+    done(engine, ask[0])
     assert len(seen) == count
 
 
