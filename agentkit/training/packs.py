@@ -12,6 +12,7 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ from agentkit.skill.manifest import ChoiceAnswer, Manifest, MarksAnswer
 from agentkit.skill.quoting import number_quotes
 from agentkit.training.rows import Row
 from agentkit.types import Document, EncodedPrompt, PromptSpan
+
+_MIXED = 7
 
 
 @dataclass(slots=True)
@@ -228,10 +231,13 @@ class Packer:
     # -- texts ---------------------------------------------------------------------------
 
     def _texts(self, rows: Sequence[Row]) -> list[Pack]:
-        """Rows that share a prefix are packed together, in order, up to the pack's size."""
+        """Rows that share a prefix are packed together, up to the pack's size.
+
+        They are mixed first: a step over rows of one source only would pull towards that source.
+        """
         packs: list[Pack] = []
         open_pack: dict[tuple[int, ...], Pack] = {}
-        for number, row in enumerate(rows):
+        for number, row in Random(_MIXED).sample(list(enumerate(rows)), len(rows)):
             encoded = self._encode(row, self._document(row))
             prefix = encoded.ids[: encoded.question_start]
             asked = encoded.ids[encoded.question_start :]

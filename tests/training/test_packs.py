@@ -168,8 +168,9 @@ def test_a_written_answer_follows_the_served_prompt_and_ends() -> None:
     ]
     (pack,) = packer(WRITE).pack(rows)
     texts = ['{"said":"Red — yes."}', "plain <|im_end|> words"]
-    for number, (row, text) in enumerate(zip(rows, texts, strict=True), start=1):
-        alone = list(served(WRITE, row).ids)
+    for number, row in enumerate(pack.rows, start=1):
+        text = texts[row]
+        alone = list(served(WRITE, rows[row]).ids)
         said = TOKENIZER(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         assert branch(pack, number) == alone + said
         assert taught(pack, number) == [*said, TOKENIZER.eos_token_id]
@@ -179,6 +180,14 @@ def test_a_written_answer_follows_the_served_prompt_and_ends() -> None:
             if pack.branch[at] == number and at + 1 < len(pack.ids):
                 follows = pack.ids[at + 1] if pack.branch[at + 1] == number else None
                 assert follows in (token, None)
+
+
+def test_rows_of_two_sources_are_mixed_in_the_same_way_each_time() -> None:
+    rows = [Row({"topic": "t"}, "first" if n < 20 else "second", str(n)) for n in range(40)]
+    packs = packer(WRITE, tokens=400).pack(rows)
+    assert len(packs) > 2
+    assert all(min(pack.rows) < 20 <= max(pack.rows) for pack in packs)
+    assert [pack.rows for pack in packer(WRITE, tokens=400).pack(rows)] == [p.rows for p in packs]
 
 
 def test_packs_of_texts_are_closed_when_they_are_full() -> None:
