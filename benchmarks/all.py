@@ -1,12 +1,14 @@
 """Runs every benchmark and rewrites the README's measured table from what they printed.
 
-`--from DIR` takes the JSON files of an earlier run instead of running the benchmarks again.
+`--from DIR` takes the JSON files of an earlier run instead of running the benchmarks again; what
+has no file there stands as it was.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,8 +68,8 @@ def main() -> int:
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     head, _, rest = text.partition(OPEN)
-    _, _, tail = rest.partition(CLOSE)
-    table = "\n".join([*skill_rows(), "", *benchmark_rows(folder)])
+    before, _, tail = rest.partition(CLOSE)
+    table = "\n".join([*skill_rows(), "", *benchmark_rows(folder, before)])
     readme.write_text(f"{head}{OPEN}\n\n{table}\n\n{CLOSE}{tail}", encoding="utf-8")
     return code
 
@@ -91,11 +93,15 @@ def skill_rows() -> list[str]:
     return rows
 
 
-def benchmark_rows(folder: Path) -> list[str]:
+def benchmark_rows(folder: Path, before: str = "") -> list[str]:
+    """The tables of a folder's files, in order; of those without a file, what stood `before`."""
+    stood = re.split(r"^(?=`python benchmarks/)", before.strip(), flags=re.MULTILINE)
     rows: list[str] = []
     for name, line in BENCHMARKS.items():
         path = folder / f"{name}.json"
         if not path.is_file():
+            kept = [part for part in stood if part.startswith(f"`python benchmarks/{line}`")]
+            rows += [row for part in kept for row in [*part.strip().splitlines(), ""]]
             continue
         result = json.loads(path.read_text(encoding="utf-8"))
         machine = result["machine"]
