@@ -6,7 +6,8 @@
   asked together with its opposite; of those whose clause it lacks, some are asked alone.
 - With `--folds N`, on ContractNLI's dev split: four hypotheses are left out of a training, in
   turn, and asked in their own words, in a paraphrase and negated. Each fold trains an adapter
-  first, for `--minutes`; a fold that is there is not trained again.
+  first, for `--minutes`, on all of the skill's documents or on `--limit` of each source; a fold
+  that is there is not trained again.
 
 Beside each stands the most frequent verdict, known beforehand: of all questions for contracts, of
 each hypothesis for ContractNLI. A pair is turned when a rule and its opposite get opposite
@@ -50,6 +51,9 @@ def main() -> int:
     parser.add_argument("--absent", type=int, default=2, help="rules asked without a clause")
     parser.add_argument("--folds", type=int, default=0, help="fours of hypotheses left out")
     parser.add_argument("--minutes", type=float, default=40.0, help="to train each fold")
+    parser.add_argument(
+        "--limit", type=int, help="documents of each source that a fold learns from"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "unseen", help="the folds")
     options = parser.parse_args()
     need(options.data_dir)
@@ -135,6 +139,7 @@ def fold(number: int, options: argparse.Namespace) -> tuple[Path, list[str]]:
             if source.dataset == "contract_nli"
             else {}
         )
+        | ({"limit": min(options.limit, source.limit or options.limit)} if options.limit else {})
         for source in load_train_spec(SKILL / "train.yaml").data
     ]
     changes = {"data": data, "max_minutes": options.minutes}
