@@ -28,6 +28,8 @@ from agentkit.training.spec import TrainSpec
 
 _TRAINED = "trained.safetensors"
 _CLOCK = "seconds"
+_WARM = 0.05
+"""Share of a training in which the rate goes up."""
 
 
 class _Packs(torch.utils.data.Dataset[dict[str, Any]]):
@@ -140,16 +142,12 @@ def fit(
     ]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.01)
     steps = max(1, round(spec.epochs * len(packs) / spec.packs_per_step))
-    warm = max(1, steps // 20)
     before = _last_whole(checkpoints)
     clock = _Clock(before)
 
     def rate(step: int) -> float:
-        """Up, then down to nothing when the steps or the minutes are used up."""
-        done = step / steps
-        if spec.max_minutes is not None:
-            done = max(done, clock.seconds / (60 * spec.max_minutes))
-        return min((step + 1) / warm, max(0.0, 1.0 - done))
+        spent = clock.seconds / (60 * spec.max_minutes) if spec.max_minutes is not None else 0.0
+        return share_of_rate(step, steps, spent)
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     callbacks: list[TrainerCallback] = [_Report(console)]
@@ -187,6 +185,17 @@ def fit(
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
+
+
+def share_of_rate(step: int, steps: int, spent: float) -> float:
+    """Up in a twentieth of the training, then down to nothing when steps or minutes are over.
+
+    `spent` is the share of the minutes that is used up. Minutes that end before the steps do
+    shorten the way up as well.
+    """
+    done = max(step / steps, spent)
+    up = max((step + 1) / max(1, round(_WARM * steps)), done / _WARM)
+    return min(up, max(0.0, 1.0 - done))
 
 
 def checkpoint_key(spec: TrainSpec, packs: Sequence[Pack], backbone: str) -> str:
