@@ -4,8 +4,8 @@
   beside it each hypothesis's most frequent label in the training split.
 - contract-parsing: the CUAD contracts of the filers that its train.yaml leaves out; beside it the
   labels of the training sentences that are nearest by TF-IDF.
-- reporting: the ToS;DR services that its train.yaml leaves out, and tldrlegal; beside it the
-  nearest training row by TF-IDF, its labels by the vote of seven.
+- reporting: the ToS;DR services that its train.yaml leaves out, tldrlegal, and clauses of CUAD
+  contracts left out; beside it the nearest training row by TF-IDF, its labels by the vote of seven.
 
 Intervals are bootstraps over documents. The frozen backbone answers with the same prompt, schema
 and scoring. Where a task head answers, the same head is trained on the frozen backbone for it:
@@ -174,6 +174,11 @@ def reporting(options: argparse.Namespace) -> Iterable[Measured]:
         dataset="tldrlegal", input={"quote": "original"}, expected={"statement": "summary"}
     )
     yield "tldrlegal", only("reporting", options, plain), learnt
+    clauses = [
+        [row for row in rows if row.group.startswith("cuad/")]
+        for rows in (split.holdout, split.train)
+    ]
+    yield "contract clauses held out", *clauses
 
 
 MEASURES: dict[str, Callable[[argparse.Namespace], Iterable[Measured]]] = {
@@ -190,6 +195,7 @@ FLOORS = {
     ("compliance-review", "macro_f1"): 0.66,
     ("contract-parsing", "aupr"): 0.30,
     ("contract-parsing", "precision_at_80_recall"): 1e-9,
+    ("reporting", "supported"): 1.0,
 }
 MARGINS = {
     ("compliance-review", "prior", "accuracy"): 0.0,
@@ -206,6 +212,8 @@ MARGINS = {
     },
 }
 """By how much the adapter must exceed another; the interval of the difference excludes zero."""
+NO_MARGIN = ("contract clauses held out",)
+"""Its statements follow patterns, one a category: a neighbour knows them by heart."""
 MOST_ECE = 0.05
 
 
@@ -235,7 +243,7 @@ def figures(where: str, found: Evaluation) -> list[Metric]:
             sure = figure.low is None or figure.low > 0
             metrics.append(
                 Metric(called, figure.value)
-                if margin is None or set_ == "tldrlegal"
+                if margin is None or set_ in NO_MARGIN
                 else Metric(
                     called,
                     figure.value,
