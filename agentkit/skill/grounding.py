@@ -3,7 +3,9 @@
 Where a schema says `x-grounded: true` of a string, whatever in it holds a digit or a capital letter
 is a word of the prompt, in its own capitals or with its first letter large; a sentence may begin
 with a common opening word, too. The grammar has no others, so an amount, a date or a party that is
-not there cannot be written. Numbers spelt out (`thirty`) are words like others.
+not there cannot be written. A number is taken whole: of `8.5` neither `8` nor `5` was shown.
+Between words there is a space, so that none is made of two. Numbers spelt out (`thirty`) are words
+like others.
 """
 
 from __future__ import annotations
@@ -16,9 +18,12 @@ from agentkit.types import Json
 
 GROUNDED = "x-grounded"
 
-_WORD = re.compile(r"[^\W_]+")
-_COMMON = "[a-zß-öø-ÿ]+"
-_OPENERS = _WORD.findall(
+WORD = re.compile(r"[^\W_]*\d[^\W_]*(?:[.,:]\d[^\W_]*)*|[^\W_]+")
+"""A number with its separators, or a run of letters."""
+_JOINED = re.compile(r"[^\W_]+(?:[.,:&/'’–-][^\W_]+)+")
+"""Words that stand together without a space: `AT&T`, `24/7`, `e-mail`."""
+_COMMON = "[a-zß-öø-ÿ]+(?:['’/-][a-zß-öø-ÿ]+)*"
+_OPENERS = WORD.findall(
     """
     A After All Also An Any As At Because Before Both By Each Either Every For From He However If In
     It Its Many Most Neither No Nobody None Nothing On Once One Only Or Other Our She Some Such That
@@ -26,7 +31,8 @@ _OPENERS = _WORD.findall(
     While Who Whoever With Without You Your
     """
 )
-_BETWEEN = r"[ ,;:()'’“”/%$€£&+*.!?–—-]{1,3}"
+_BETWEEN = r"[,;:)’'”%$€£]{0,2} (?:[%&+/–—-] )?[(“‘'$€£]?"
+_END = r"(?: ?%)?[.!?)”’']{0,3}"
 _MOST = 500
 """Words that a grammar may list: those of a long prompt that come first."""
 
@@ -49,14 +55,15 @@ def grounded_schema(schema: Json, shown: str) -> Any:
 
 def grounded_pattern(shown: str) -> str:
     """A regular expression of the texts whose numbers and names are words of `shown`."""
-    words = dict.fromkeys(_WORD.findall(shown))
+    words = dict.fromkeys([*WORD.findall(shown), *_JOINED.findall(shown)])
     common = {word for word in words if re.fullmatch(_COMMON, word)}
     told = [form for word in words if word not in common for form in (word, word.capitalize())]
     begun = [*_OPENERS, *(word.capitalize() for word in words if word in common)]
-    inner = "|".join([_COMMON, *_listed(told)])
+    named = f"(?:{'|'.join(_listed(told))})(?:['’]s)?"
+    inner = f"{_COMMON}|{named}" if told else _COMMON
     opening = "|".join([inner, *_listed(begun)])
-    rest = rf"[.!?] (?:{opening})|{_BETWEEN}(?:{inner})"
-    return rf"^[(“‘']?(?:{opening})(?:{rest})*[.!?)”’'%]{{0,3}}$"
+    rest = rf"(?: ?%)?[)”’']?[.!?] [(“‘'$€£]?(?:{opening})|{_BETWEEN}(?:{inner})"
+    return rf"^[(“‘'$€£]?(?:{opening})(?:{rest})*{_END}$"
 
 
 def _listed(words: list[str]) -> list[str]:

@@ -8,9 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentkit.skill.grounding import grounded_pattern, grounded_schema
+from agentkit.skill.grounding import WORD, grounded_pattern, grounded_schema
 
-SHOWN = "ACME Ltd. pays Müller GmbH 1,500 euros within 30 days of 3 March 2024. Copies stay."
+SHOWN = (
+    "ACME Ltd. pays Müller GmbH 1,500 euros within 30 days of 3 March 2024. Copies stay. "
+    "A fee of 8.5 % under Section 7.4 goes to AT&T, open 24/7."
+)
 
 
 @pytest.mark.parametrize(
@@ -20,6 +23,8 @@ SHOWN = "ACME Ltd. pays Müller GmbH 1,500 euros within 30 days of 3 March 2024.
         "You may keep copies. Copies stay with ACME (until March)!",
         "“Nothing” is due before 3 March 2024",
         "thirty days are enough.",
+        "A fee of 8.5% is due to AT&T's bank (see Section 7.4).",
+        "$1,500 is the most, and/or 8.5 %. The well-known fee doesn't apply 24/7.",
     ],
 )
 def test_what_was_shown_may_be_written(text: str) -> None:
@@ -36,6 +41,12 @@ def test_what_was_shown_may_be_written(text: str) -> None:
         "Globex pays.",
         "The buyer tells the FTC.",
         "It is due at 30days.",
+        "A fee of 5 % is due.",
+        "It ends after 4 days.",
+        "It ends after 30,3 days.",
+        "The fee of 8.5.3 % is due.",
+        "Müller-ACME pays.",
+        "Because of the bank's())fees.",
         "",
     ],
 )
@@ -46,7 +57,7 @@ def test_what_was_not_shown_cannot_be_written(text: str) -> None:
 @given(st.text("aB3ü .,'-\n", max_size=30))
 def test_any_prompt_gives_a_pattern_that_its_own_names_and_numbers_meet(shown: str) -> None:
     pattern = grounded_pattern(shown)
-    for word in re.findall(r"[^\W_]+", shown):
+    for word in WORD.findall(shown):
         assert re.search(pattern, f"This is {word}")
     assert not re.search(pattern, "This is 77 Zz")
 
