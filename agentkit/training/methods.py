@@ -243,11 +243,14 @@ def start_from(attached: Attached, head: Head | None, folder: Path) -> None:
     """Give a fresh adapter and head the weights of trained ones; what only they have stays fresh.
 
     Of the head every weight of the same name and shape is taken: one for other answers shares how
-    it reads. Raises `SkillError` if the folder has no adapter of this method and size, or none of
-    its tensors fits a layer that is adapted here.
+    it reads. A folder with a head alone, trained on the frozen backbone, gives that: its answers
+    are where the adapter begins. Raises `SkillError` if the folder has no adapter of this method
+    and size, or none of its tensors fits a layer that is adapted here.
     """
+    weights = folder / "adapter_model.safetensors"
+    head_alone = head is not None and (folder / "head.safetensors").exists() > weights.exists()
     try:
-        trained = load_file(folder / "adapter_model.safetensors")
+        trained = {} if head_alone else load_file(weights)
         read = load_file(folder / "head.safetensors") if head is not None else {}
     except (OSError, SafetensorError) as error:
         raise SkillError(
@@ -264,7 +267,7 @@ def start_from(attached: Attached, head: Head | None, folder: Path) -> None:
                 where=str(folder),
                 hint="start_from needs an adapter of the same rank",
             )
-    if not shared:
+    if not shared and not head_alone:
         raise SkillError("none of its tensors fits", where=str(folder))
     attached.load(fresh | {name: t.to(fresh[name].dtype) for name, t in shared.items()})
     if head is not None:

@@ -586,6 +586,24 @@ def test_a_head_that_is_started_from_gives_what_fits(
     )
 
 
+def test_an_adapter_starts_from_a_head_that_was_trained_alone(
+    make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    probe = make_toy("choice", tmp_path / "probe", method="head", steps=4)
+    train(probe)
+    adapted = make_toy("choice", tmp_path / "adapted", steps=2, start_from=str(probe.folder))
+    train(adapted)
+    assert (adapted.folder / "adapter_model.safetensors").is_file()
+    spec = TrainSpec(data=({"path": "x"},), dtype="float32", rank=4)
+    attached = attach(load_frozen(Path(probe.settings.backbone), spec), spec, [2, 3], ())
+    before = {name: tensor.clone() for name, tensor in attached.tensors().items()}
+    head = ChoiceHead(48, 3)
+    start_from(attached, head, probe.folder)
+    read = load_file(probe.folder / "head.safetensors")
+    assert all(torch.equal(value, read[name]) for name, value in head.named_parameters())
+    assert all(torch.equal(value, before[name]) for name, value in attached.tensors().items())
+
+
 def test_an_adapter_of_another_size_cannot_be_started_from(
     make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
