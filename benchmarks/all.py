@@ -20,7 +20,7 @@ BENCHMARKS = {
     "contract_review": "contract_review.py",
     "skills_review": "skills.py --skill compliance-review",
     "skills_parsing": "skills.py --skill contract-parsing --documents 20",
-    "skills_reporting": "skills.py --skill reporting --documents 12",
+    "skills_reporting": "skills.py --skill reporting",
     "unseen_rules": "unseen_rules.py",
     "routing": "routing.py",
     "retrieval": "retrieval.py",

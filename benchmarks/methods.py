@@ -1,11 +1,13 @@
 """Ways to adapt compared on compliance-review: quality, size, training cost and inference cost.
 
 Every method is trained on the same few rows of the skill's own data for the same minutes, with all
-layers and with the upper third alone, each in a process of its own; beside them the task head alone
-on the frozen backbone. A method whose folder is whole is not trained again, one that was cut off
-goes on. Quality is that of the tuning documents, which no training saw. Inference cost is that of
-the engine, in turn with the bare backbone, as its share of that: for a document that is read for
-the first time, and for one that the bare backbone has read before.
+layers and with the upper third alone, each in a process of its own. Each starts from the task head
+that was first trained alone on the frozen backbone, and is measured beside it: within minutes an
+untrained head would decide the comparison, not the method. A method whose folder is whole is not
+trained again, one that was cut off goes on. Quality is that of the tuning documents, which no
+training saw. Inference cost is that of the engine, in turn with the bare backbone, as its share of
+that: for a document that is read for the first time, and for one that the bare backbone has read
+before.
 """
 
 from __future__ import annotations
@@ -50,6 +52,10 @@ FIGURES = {
     "cost_of_a_read_document": "cost, read document",
 }
 """What is measured of each, and how the table names it."""
+
+
+FROZEN_HEAD = f"../../frozen-with-head/{SKILL.name}"
+"""Where the other methods' folders find the head that was trained alone."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,7 @@ def changes(variant: Variant, options: Any) -> dict[str, Any]:
             source(split="train_evidence") | {"limit": options.documents, "tuning": 0},
             source(split="train_full_50") | {"limit": options.tuning, "tuning": 0.999},
         ],
+        **({} if variant.method == FROZEN else {"start_from": FROZEN_HEAD}),
         **variant.settings,
     }
 
