@@ -134,13 +134,7 @@ def fit(
 
     Goes on from the last whole checkpoint in `checkpoints`, and leaves one there every 25 steps.
     """
-    head = set(model.head.parameters()) if model.head is not None else set()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p not in head], "lr": spec.rate},
-        {"params": list(head), "lr": spec.head_learning_rate},
-    ]
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.01)
+    optimizer = optimizer_of(model, spec)
     steps = max(1, round(spec.epochs * len(packs) / spec.packs_per_step))
     before = _last_whole(checkpoints)
     clock = _Clock(before)
@@ -185,6 +179,21 @@ def fit(
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
+
+
+def optimizer_of(model: PackModel, spec: TrainSpec) -> torch.optim.Optimizer:
+    """Adapter and head, each at its own rate.
+
+    Parameters come in the model's own order: a checkpoint knows their moments by place alone.
+    """
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    of_head = [p for name, p in trained if name.startswith("head.")]
+    others = [p for name, p in trained if not name.startswith("head.")]
+    groups = [
+        {"params": others, "lr": spec.rate},
+        {"params": of_head, "lr": spec.head_learning_rate},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.01)
 
 
 def share_of_rate(step: int, steps: int, spent: float) -> float:

@@ -308,11 +308,12 @@ train_skill(
 """
 
 
+@pytest.mark.parametrize("kind", ["generate", "choice"])
 def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
-    make_toy: Callable[..., Any], tmp_path: Path
+    kind: str, make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
-    toy = make_toy("generate", tmp_path / "killed", steps=70)
-    whole = make_toy("generate", tmp_path / "whole", steps=70)
+    toy = make_toy(kind, tmp_path / "killed", steps=70)
+    whole = make_toy(kind, tmp_path / "whole", steps=70)
     process = subprocess.Popen(
         [
             sys.executable,
@@ -350,11 +351,10 @@ def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     steps = [line.split("/")[0] for line in said.splitlines() if line.startswith("step ")]
     assert steps[0] == "step 30"
     trained, _ = train(whole)
-    ours, theirs = (
-        load_file(folder / "adapter_model.safetensors") for folder in (toy.folder, whole.folder)
-    )
-    for name, tensor in theirs.items():
-        torch.testing.assert_close(ours[name], tensor, atol=1e-5, rtol=1e-4)
+    for file in ["adapter_model.safetensors"] + ["head.safetensors"] * (kind == "choice"):
+        ours, theirs = (load_file(folder / file) for folder in (toy.folder, whole.folder))
+        for name, tensor in theirs.items():
+            torch.testing.assert_close(ours[name], tensor, atol=1e-5, rtol=1e-4)
     resumed = json.loads((toy.folder / "metrics.json").read_text())
     assert [h["step"] for h in resumed["loss"]] == [h["step"] for h in trained.metrics["loss"]]
     assert resumed["loss"][-1] == pytest.approx(trained.metrics["loss"][-1], rel=1e-3)
