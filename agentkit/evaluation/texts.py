@@ -94,12 +94,17 @@ def unsupported(statement: str, source: str) -> list[str]:
     numbers |= {_IN_WORDS[part] for word in plain for part in word.split("-") if part in _IN_WORDS}
     numbers |= set(_compounds(plain))
     known = {_month(word) for word in plain} - {""}
-    text = f" {' '.join(plain)} "
+    text = _spaced(" ".join(plain))
     return [
         fact
         for fact in facts(statement)
-        if not (fact in numbers or fact in known or f" {fact} " in text)
+        if not (fact in numbers or fact in known or _spaced(fact) in text)
     ]
+
+
+def _spaced(text: str) -> str:
+    """With a space around and for each hyphen: `Do-Not-Track` and `Do Not Track` are one name."""
+    return f" {text.replace('-', ' ')} "
 
 
 def _bare(word: str) -> str:

@@ -57,6 +57,8 @@ def test_facts_are_numbers_names_and_dates(statement: str, found: list[str]) -> 
         ("The law of Norway holds until 5 Jan 2026.", "law of NORWAY, 5 January 2026", []),
         ("It is for Beta Inc alone.", "Acme Inc. and Beta Ltd.", ["beta inc"]),
         ("They told Acme's staff.", "the staff of Acme", []),
+        ("They heed Do Not Track signals.", "so-called “Do-Not-Track” signals", []),
+        ("They heed Do Track signals.", "so-called “Do Not Track” signals", ["do track"]),
     ],
 )
 def test_a_fact_stands_in_the_input_in_any_usual_form(

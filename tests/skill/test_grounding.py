@@ -12,7 +12,7 @@ from agentkit.skill.grounding import WORD, grounded_pattern, grounded_schema
 
 SHOWN = (
     "ACME Ltd. pays Müller GmbH 1,500 euros within 30 days of 3 March 2024. Copies stay. "
-    "A fee of 8.5 % under Section 7.4 goes to AT&T, open 24/7."
+    "A fee of 8.5 % under Section 7.4 goes to AT&T Corp, open 24/7."
 )
 
 
@@ -24,6 +24,8 @@ SHOWN = (
         "“Nothing” is due before 3 March 2024",
         "thirty days are enough.",
         "A fee of 8.5% is due to AT&T's bank (see Section 7.4).",
+        "AT&T Corp's fee.",
+        "Müller, ACME and AT&T (Müller GmbH’s bank) are paid, see Section 7.4, March 2024.",
         "$1,500 is the most, and/or 8.5 %. The well-known fee doesn't apply 24/7.",
     ],
 )
@@ -40,6 +42,10 @@ def test_what_was_shown_may_be_written(text: str) -> None:
         "The term ends in April.",
         "Globex pays.",
         "The buyer tells the FTC.",
+        "ACME GmbH pays.",
+        "Müller Ltd. is paid.",
+        "It is due in March 7.4.",
+        "Section 2024 is void.",
         "It is due at 30days.",
         "A fee of 5 % is due.",
         "It ends after 4 days.",
