@@ -26,7 +26,7 @@ from rich.console import Console
 from agentkit import models
 from agentkit.kit import Kit
 from agentkit.threads import in_own_thread
-from agentkit.training.datasets import read_jsonl
+from agentkit.training.jsonl import read_jsonl
 from agentkit.workflow.run import start
 from agentkit.workflow.spec import load_spec
 

@@ -26,7 +26,7 @@ from sklearn.metrics import f1_score
 from agentkit.kit import Kit
 from agentkit.report import build_report, write_report
 from agentkit.report.record import run_of
-from agentkit.training.datasets import read_jsonl
+from agentkit.training.jsonl import read_jsonl
 from agentkit.training.rows import load_rows
 from agentkit.training.spec import load_train_spec
 from agentkit.workflow.run import start

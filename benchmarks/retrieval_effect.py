@@ -16,7 +16,7 @@ from rich.console import Console
 from agentkit.context import TOP_K
 from agentkit.kit import Kit
 from agentkit.settings import Settings
-from agentkit.training.datasets import read_jsonl
+from agentkit.training.jsonl import read_jsonl
 from agentkit.types import ContextSpec, StepCall
 
 VERDICTS = {

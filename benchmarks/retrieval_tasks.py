@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from agentkit.retrieval.loaders import document_from_text
-from agentkit.training.datasets import load_dataset, read_jsonl
+from agentkit.training.datasets import load_dataset
+from agentkit.training.jsonl import read_jsonl
 from agentkit.types import Document
 
 LONGEST = 60_000

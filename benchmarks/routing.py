@@ -45,7 +45,7 @@ from agentkit.routing.controller import Controller, SkillText
 from agentkit.routing.encoder import SentenceEncoder
 from agentkit.settings import Settings
 from agentkit.skill.manifest_files import read_manifest
-from agentkit.training.datasets import read_jsonl
+from agentkit.training.jsonl import read_jsonl
 from agentkit.types import Query
 
 ROOT = Path(__file__).resolve().parent.parent

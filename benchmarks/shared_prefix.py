@@ -28,7 +28,7 @@ from agentkit.prompt import build_prompt, encode_prompt, number_spans
 from agentkit.retrieval.loaders import document_from_text
 from agentkit.settings import Settings
 from agentkit.skill.folder import Skill, load_skill
-from agentkit.training.datasets import read_jsonl
+from agentkit.training.jsonl import read_jsonl
 from agentkit.types import EncodedPrompt, Generation, Request
 
 

@@ -32,7 +32,8 @@ from unseen_answers import VERDICTS, Answered, Question, measured
 from agentkit.evaluation.serving import SkillPredictor
 from agentkit.kit import Kit
 from agentkit.skill.folder import Skill, load_skill
-from agentkit.training.datasets import load_dataset, read_jsonl
+from agentkit.training.datasets import load_dataset
+from agentkit.training.jsonl import read_jsonl
 from agentkit.training.rows import Row, held_out
 from agentkit.training.spec import load_train_spec
 

@@ -9,6 +9,7 @@ skill's rows. Texts stay where they are: nothing of a data set is copied into th
 | cuad | CUAD v1 (The Atticus Project) | CC BY 4.0 | document, labels |
 | cuad_clauses | the same, a clause each | CC BY 4.0 | clause, category |
 | cuad_rules | the same, asked rules about its clauses | CC BY 4.0 | as contract_nli |
+| cuad_sentences | the same, asked what its sentences say and deny | CC BY 4.0 | as contract_nli |
 | tosdr | ToS;DR | CC BY-SA 3.0 | quote, statement, rating |
 | tosdr_pages | the same, joined into pages | CC BY-SA 3.0 | as contract_nli |
 | tldrlegal | plain-English summaries (Manor and Li, 2019) | Apache-2.0 | original, summary |
@@ -16,7 +17,6 @@ skill's rows. Texts stay where they are: nothing of a data set is copied into th
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import random
@@ -27,17 +27,15 @@ from pathlib import Path
 from typing import Any
 
 from agentkit.errors import InputError
-from agentkit.training.clause_rules import Asked, ClauseRules, excerpt, plain_answers
-from agentkit.training.cuad import CONTRACTS, filer, labelled_places
-from agentkit.training.statements import Statements
-
-Record = dict[str, Any]
+from agentkit.training.cuad_records import cuad, cuad_clauses, cuad_rules, cuad_sentences
+from agentkit.training.jsonl import Record, read_jsonl
 
 LICENSES = {
     "contract_nli": "CC BY 4.0",
     "cuad": "CC BY 4.0",
     "cuad_clauses": "CC BY 4.0",
     "cuad_rules": "CC BY 4.0",
+    "cuad_sentences": "CC BY 4.0",
     "tosdr": "CC BY-SA 3.0",
     "tosdr_pages": "CC BY-SA 3.0",
     "tldrlegal": "Apache-2.0",
@@ -76,23 +74,10 @@ def dataset_files(name: str, folder: Path) -> list[Path]:
         "tosdr_pages": "tosdr",
         "cuad_clauses": "cuad",
         "cuad_rules": "cuad",
+        "cuad_sentences": "cuad",
         "tldrlegal": "plain_english",
     }
     return sorted(p for p in (folder / pattern.get(name, name)).iterdir() if p.is_file())
-
-
-def read_jsonl(path: Path) -> Iterator[Record]:
-    """Rows of a `.jsonl` or `.jsonl.gz` file, in order."""
-    open_text = gzip.open if path.suffix == ".gz" else open
-    with open_text(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise InputError(
-                        f"not valid JSON: {error.msg}", where=f"{path}:{number}:{error.colno}"
-                    ) from error
 
 
 def _variants(path: str | None) -> dict[str, list[tuple[str, bool]]]:
@@ -191,110 +176,6 @@ def _join(pieces: list[str]) -> tuple[str, dict[str, dict[str, int]]]:
     return "\n\n".join(pieces), places
 
 
-def _cuad(folder: Path, rng: random.Random) -> Iterator[Record]:
-    for contract in read_jsonl(folder / CONTRACTS):
-        yield {
-            "group": f"cuad/{filer(contract['title'])}",
-            "document": contract["text"],
-            "labels": [
-                {"category": category, "start": start, "end": end}
-                for category, places in labelled_places(contract).items()
-                for start, end in places
-            ],
-        }
-
-
-def _cuad_clauses(
-    folder: Path, rng: random.Random, *, statements: str | None = None, each: int | None = None
-) -> Iterator[Record]:
-    """A clause each, at most `each` of a category, with a statement about it if any are given."""
-    said = Statements(read_jsonl(Path(statements)), where=statements) if statements else None
-    records: dict[str, list[Record]] = defaultdict(list)
-    for contract in read_jsonl(folder / CONTRACTS):
-        for category, content in contract["labels"].items():
-            for clause in content["clauses"]:
-                words = " ".join(clause.split())
-                record = {
-                    "group": f"cuad/{filer(contract['title'])}",
-                    "clause": words,
-                    "category": category,
-                }
-                if said is not None:
-                    record |= said.of(category, words, rng)
-                records[category].append(record)
-    for found in records.values():
-        rng.shuffle(found)
-        yield from found[:each]
-
-
-def _cuad_rules(
-    folder: Path,
-    rng: random.Random,
-    *,
-    rules: str,
-    unseen: bool = False,
-    whole: bool = False,
-    characters: int = 10_000,
-    absent: int = 5,
-) -> Iterator[Record]:
-    """Contracts asked rules that their labelled clauses decide, and `absent` that nothing decides.
-
-    A document is put together from the passages around labelled clauses, of every category, until
-    it has `characters`. `whole` gives whole contracts, each rule asked together with its opposite
-    (`opposite` is its text): what a rule is measured with. `unseen` takes the rules that are kept
-    for that.
-    """
-    asking = ClauseRules(read_jsonl(Path(rules)), unseen=unseen, where=rules)
-    contracts = list(read_jsonl(folder / CONTRACTS))
-    answers = {
-        category: plain_answers(
-            str(contract["labels"][category]["answer"])
-            for contract in contracts
-            if category in contract["labels"]
-        )
-        for category in asking.categories
-    }
-    for contract in contracts:
-        found = labelled_places(contract)
-        missing = sorted(
-            category
-            for category in asking.categories
-            if not contract["labels"].get(category, {}).get("clauses")
-        )
-        text, places = (
-            (contract["text"], found)
-            if whole
-            else excerpt(contract["text"], found, characters, rng)
-        )
-        asked: list[tuple[Asked, Asked | None]] = []
-        for category in sorted(places.keys() & set(asking.categories)):
-            answer = str(contract["labels"][category]["answer"])
-            others = answers[category]
-            if whole:
-                one = asking.one(category, answer, others, rng, negated=False)
-                if one is not None:
-                    asked.append((one, asking.one(category, answer, others, rng, negated=True)))
-            else:
-                asked += [(one, None) for one in asking.about(category, answer, others, rng)]
-        for category in rng.sample(missing, min(absent, len(missing))):
-            none = asking.absent(category, answers[category], rng, negated=0.0 if whole else 0.3)
-            if none is not None:
-                asked.append((none, None))
-        rng.shuffle(asked)
-        for one, opposite in asked:
-            yield {
-                "group": f"cuad/{filer(contract['title'])}",
-                "document": text,
-                "hypothesis": one.text,
-                "label": one.label,
-                "category": one.category,
-                "opposite": opposite.text if opposite else None,
-                "evidence": [
-                    {"start": start, "end": end} for start, end in places.get(one.category, ())
-                ],
-            }
-
-
 def _tosdr_rows(folder: Path) -> Iterator[Record]:
     for row in read_jsonl(folder / "tosdr" / "clauses.jsonl.gz"):
         quote = " ".join(re.sub(r"<[^>]*>", " ", row["quote"]).split())
@@ -373,9 +254,10 @@ def _tldrlegal(folder: Path, rng: random.Random) -> Iterator[Record]:
 
 _LOADERS: dict[str, Callable[..., Iterator[Record]]] = {
     "contract_nli": _contract_nli,
-    "cuad": _cuad,
-    "cuad_clauses": _cuad_clauses,
-    "cuad_rules": _cuad_rules,
+    "cuad": cuad,
+    "cuad_clauses": cuad_clauses,
+    "cuad_rules": cuad_rules,
+    "cuad_sentences": cuad_sentences,
     "tosdr": _tosdr,
     "tosdr_pages": _tosdr_pages,
     "tldrlegal": _tldrlegal,

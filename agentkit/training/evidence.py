@@ -21,7 +21,8 @@ from agentkit.retrieval.document_index import DocumentIndex
 from agentkit.retrieval.loaders import document_from_text
 from agentkit.retrieval.rerank_head import FEATURES, Head, features
 from agentkit.retrieval.tuning import Floats, Group, Tuning, fit
-from agentkit.training.datasets import Record, dataset_files, load_dataset
+from agentkit.training.datasets import dataset_files, load_dataset
+from agentkit.training.jsonl import Record
 from agentkit.types import Encoder, Json
 
 _ORDERLESS = [FEATURES.index(name) for name in ("cosine", "bm25", "bm25_headed", "log_length")]

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from jinja2.environment import TemplateExpression
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from agentkit.errors import InputError
-from agentkit.training.datasets import LICENSES, dataset_files, load_dataset, read_jsonl
+from agentkit.training.datasets import LICENSES, dataset_files, load_dataset
+from agentkit.training.jsonl import read_jsonl
 from agentkit.training.spec import DataSpec, TrainSpec
 from agentkit.types import Json
 
@@ -46,31 +48,30 @@ class Split:
 def load_rows(spec: TrainSpec, *, skill: Path, data_dir: Path) -> Split:
     """Rows of every source. Relative paths count from the skill folder.
 
+    What one source tunes on or holds out is trained on by none: sources may share documents.
     Raises `InputError` for a source that is missing, empty or malformed.
     """
-    train: list[Row] = []
-    tuning: list[Row] = []
-    holdout: list[Row] = []
-    sources = []
+    splits: list[tuple[list[Row], list[Row], list[Row]]] = []
+    sources: list[dict[str, Any]] = []
     for source in spec.data:
         rows, name, digest = _read(source, spec.seed, skill, data_dir)
         if not rows:
             raise InputError("no rows", where=name)
-        kept, tuned, held = _split(rows, source)
-        train += kept
-        tuning += tuned
-        holdout += held
+        splits.append(_split(rows, source))
         sources.append(
             {
                 "source": name,
                 "license": LICENSES.get(source.dataset or "", "as its owner says"),
                 "sha256": digest,
-                "train_rows": len(kept),
-                "tuning_rows": len(tuned),
-                "holdout_rows": len(held),
             }
         )
-    return Split(tuple(train), tuple(tuning), tuple(holdout), tuple(sources))
+    measured = {row.group for _, tuned, held in splits for row in (*tuned, *held)}
+    splits = [([r for r in kept if r.group not in measured], t, h) for kept, t, h in splits]
+    for facts, parts in zip(sources, splits, strict=True):
+        for name, rows in zip(("train", "tuning", "holdout"), parts, strict=True):
+            facts[f"{name}_rows"] = len(rows)
+    train, tuning, holdout = (tuple(chain(*parts)) for parts in zip(*splits, strict=True))
+    return Split(train, tuning, holdout, tuple(sources))
 
 
 def rows_from_jsonl(path: Path) -> list[Row]:

@@ -24,7 +24,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from agentkit.errors import InputError
-from agentkit.training.datasets import read_jsonl
+from agentkit.training.jsonl import read_jsonl
 from agentkit.types import Json
 from agentkit.workflow.spec import WorkflowSpec
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from agentkit.errors import InputError
-from agentkit.training.datasets import LICENSES, dataset_files, load_dataset, read_jsonl
+from agentkit.training.datasets import LICENSES, dataset_files, load_dataset
+from agentkit.training.jsonl import read_jsonl
 
 NDA = "Ann keeps it secret. Bob may tell his advisers. It ends in May."
 SPANS = [[0, 20], [21, 47], [48, 63]]
@@ -270,3 +271,23 @@ def test_rules_about_clauses_point_at_them(contracts: Path, tmp_path: Path) -> N
     for record in load_dataset("cuad_rules", contracts, rules=str(rules)):
         said = [record["document"][e["start"] : e["end"]] for e in record["evidence"]]
         assert said == (["Ann  shall pay\nBob on Monday."] if record["evidence"] else [])
+
+
+def test_sentences_are_asked_what_they_say_and_what_they_deny(tmp_path: Path) -> None:
+    texts = {
+        "ACME_01": "The Supplier shall deliver the goods to the port. It is cold.\n\nThe end.",
+        "BETA_01": "The Tenant may not sublet any of the rooms. No pets.\n\nSigned here.",
+    }
+    write(
+        tmp_path / "cuad" / "contracts.jsonl.gz",
+        [{"title": title, "text": text, "labels": {}} for title, text in texts.items()],
+    )
+    records = load_dataset("cuad_sentences", tmp_path, decided=3, absent=1)
+    for record in records:
+        assert record["group"] in ("cuad/acme", "cuad/beta")
+        own = "Supplier" if record["group"] == "cuad/acme" else "Tenant"
+        said = [record["document"][e["start"] : e["end"]] for e in record["evidence"]]
+        assert (own in record["hypothesis"]) == bool(said) == (record["label"] != "NotMentioned")
+        assert all(sentence.startswith(f"The {own} ") for sentence in said)
+        assert "The end" not in record["document"]  # two sentences on: it stands apart
+    assert {r["label"] for r in records} == {"Entailment", "Contradiction", "NotMentioned"}

@@ -117,6 +117,22 @@ def test_a_source_is_recorded_with_its_digest_and_counts(tmp_path: Path) -> None
     assert again == split
 
 
+def test_a_document_that_one_source_measures_on_is_trained_on_by_none(tmp_path: Path) -> None:
+    for ask in ("a", "b"):
+        rows = [{"input": {"n": ask, "document": f"{LONG} {n}"}} for n in range(30)]
+        write(tmp_path / f"{ask}.jsonl", rows)
+    data = [
+        {"path": "a.jsonl", "tuning": 0.3, "holdout": 0.2},
+        {"path": "b.jsonl", "tuning": 0},
+    ]
+    spec = TrainSpec.model_validate({"data": data})
+    split = load_rows(spec, skill=tmp_path, data_dir=tmp_path)
+    parts = [{row.group for row in part} for part in (split.train, split.tuning, split.holdout)]
+    assert all(parts)
+    assert sum(map(len, parts)) == 30
+    assert [s["train_rows"] for s in split.sources] == [len(parts[0])] * 2
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -1,0 +1,166 @@
+"""Records of CUAD: whole contracts, clauses, and contracts that are asked rules."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from agentkit.retrieval.spans import split_spans
+from agentkit.training.clause_rules import Asked, ClauseRules, excerpt, plain_answers
+from agentkit.training.cuad import CONTRACTS, filer, labelled_places
+from agentkit.training.jsonl import Record, read_jsonl
+from agentkit.training.sentence_rules import Sentence, sentence_rules, sentences
+from agentkit.training.statements import Statements
+
+
+def cuad(folder: Path, rng: random.Random) -> Iterator[Record]:
+    for contract in read_jsonl(folder / CONTRACTS):
+        yield {
+            "group": f"cuad/{filer(contract['title'])}",
+            "document": contract["text"],
+            "labels": [
+                {"category": category, "start": start, "end": end}
+                for category, places in labelled_places(contract).items()
+                for start, end in places
+            ],
+        }
+
+
+def cuad_clauses(
+    folder: Path, rng: random.Random, *, statements: str | None = None, each: int | None = None
+) -> Iterator[Record]:
+    """A clause each, at most `each` of a category, with a statement about it if any are given."""
+    said = Statements(read_jsonl(Path(statements)), where=statements) if statements else None
+    records: dict[str, list[Record]] = defaultdict(list)
+    for contract in read_jsonl(folder / CONTRACTS):
+        for category, content in contract["labels"].items():
+            for clause in content["clauses"]:
+                words = " ".join(clause.split())
+                record = {
+                    "group": f"cuad/{filer(contract['title'])}",
+                    "clause": words,
+                    "category": category,
+                }
+                if said is not None:
+                    record |= said.of(category, words, rng)
+                records[category].append(record)
+    for found in records.values():
+        rng.shuffle(found)
+        yield from found[:each]
+
+
+def cuad_rules(
+    folder: Path,
+    rng: random.Random,
+    *,
+    rules: str,
+    unseen: bool = False,
+    whole: bool = False,
+    characters: int = 10_000,
+    absent: int = 5,
+) -> Iterator[Record]:
+    """Contracts asked rules that their labelled clauses decide, and `absent` that nothing decides.
+
+    A document is put together from the passages around labelled clauses, of every category, until
+    it has `characters`. `whole` gives whole contracts, each rule asked together with its opposite
+    (`opposite` is its text): what a rule is measured with. `unseen` takes the rules that are kept
+    for that.
+    """
+    asking = ClauseRules(read_jsonl(Path(rules)), unseen=unseen, where=rules)
+    contracts = list(read_jsonl(folder / CONTRACTS))
+    answers = {
+        category: plain_answers(
+            str(contract["labels"][category]["answer"])
+            for contract in contracts
+            if category in contract["labels"]
+        )
+        for category in asking.categories
+    }
+    for contract in contracts:
+        found = labelled_places(contract)
+        missing = sorted(
+            category
+            for category in asking.categories
+            if not contract["labels"].get(category, {}).get("clauses")
+        )
+        text, places = (
+            (contract["text"], found)
+            if whole
+            else excerpt(contract["text"], found, characters, rng)
+        )
+        asked: list[tuple[Asked, Asked | None]] = []
+        for category in sorted(places.keys() & set(asking.categories)):
+            answer = str(contract["labels"][category]["answer"])
+            others = answers[category]
+            if whole:
+                one = asking.one(category, answer, others, rng, negated=False)
+                if one is not None:
+                    asked.append((one, asking.one(category, answer, others, rng, negated=True)))
+            else:
+                asked += [(one, None) for one in asking.about(category, answer, others, rng)]
+        for category in rng.sample(missing, min(absent, len(missing))):
+            none = asking.absent(category, answers[category], rng, negated=0.0 if whole else 0.3)
+            if none is not None:
+                asked.append((none, None))
+        rng.shuffle(asked)
+        for one, opposite in asked:
+            yield {
+                "group": f"cuad/{filer(contract['title'])}",
+                "document": text,
+                "hypothesis": one.text,
+                "label": one.label,
+                "category": one.category,
+                "opposite": opposite.text if opposite else None,
+                "evidence": [
+                    {"start": start, "end": end} for start, end in places.get(one.category, ())
+                ],
+            }
+
+
+def cuad_sentences(
+    folder: Path, rng: random.Random, *, decided: int = 10, absent: int = 4
+) -> Iterator[Record]:
+    """Sentences of a contract, with those that follow them, asked what they say and deny.
+
+    Of each contract at most `decided` sentences; `absent` rules are made of other contracts'.
+    """
+    known: list[tuple[str, str, list[Sentence]]] = []
+    for contract in read_jsonl(folder / CONTRACTS):
+        found = list(sentences(contract["text"]))
+        chosen = sorted(rng.sample(found, min(decided, len(found))), key=lambda one: one.start)
+        if chosen:
+            known.append((filer(contract["title"]), contract["text"], chosen))
+    for name, text, own in known:
+        strange = [
+            one
+            for other, _, some in rng.sample(known, min(9, len(known)))
+            if other != name
+            for one in some
+        ]
+        document, places = _with_what_follows(text, own)
+        for rule, label, by in sentence_rules(own, strange, rng, absent=absent):
+            yield {
+                "group": f"cuad/{name}",
+                "document": document,
+                "hypothesis": rule,
+                "label": label,
+                "evidence": [places[by]] if by is not None else [],
+            }
+
+
+def _with_what_follows(
+    text: str, chosen: Sequence[Sentence]
+) -> tuple[str, dict[Sentence, dict[str, int]]]:
+    """The sentences and each one's next, as one text, and the sentences' places in it."""
+    spans = split_spans(text)
+    at = {span.start: number for number, span in enumerate(spans)}
+    kept = sorted({at[one.start] + step for one in chosen for step in (0, 1)} & {*at.values()})
+    pieces, moved, end = [], {}, 0
+    for number in kept:
+        piece = text[spans[number].start : spans[number].end]
+        moved[spans[number].start] = {"start": end, "end": end + len(piece)}
+        pieces.append(piece)
+        end += len(piece) + 2
+    return "\n\n".join(pieces), {one: moved[one.start] for one in chosen}
