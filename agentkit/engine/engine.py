@@ -78,7 +78,13 @@ class Engine:
         self._room = Semaphore(self._settings.max_waiting)
         self._closed = Event()
         self._submitting = Lock()
-        self._runner = Runner(backbone, self._slots, self._prefixes, self._closed.is_set)
+        self._runner = Runner(
+            backbone,
+            self._slots,
+            self._prefixes,
+            self._closed.is_set,
+            lambda: [skill.lowest_layer for skill in self._residents.loaded.values()],
+        )
         self._thread: Thread | None = None
 
     @classmethod

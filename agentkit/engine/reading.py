@@ -1,14 +1,15 @@
 """Reading the first tokens of a prompt once, and as little of it anew as can be.
 
 Where an adapter acts on the upper layers alone, what the layers below make of a text is the bare
-backbone's: it is computed once, under no adapter, and every skill goes on from there. What an
-activated adapter has before its invocation is the bare backbone's altogether. Prefix tuning
-conditions every state after it, so it shares nothing.
+backbone's: it is computed once, under no adapter, and every skill goes on from there; a reading by
+the bare backbone keeps it for the skills that are in memory. What an activated adapter has before
+its invocation is the bare backbone's altogether. Prefix tuning conditions every state after it, so
+it shares nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from itertools import pairwise
 from math import ceil
 from typing import TypeAlias
@@ -49,10 +50,17 @@ def scope(skill: LoadedSkill | None) -> str | None:
 class Reader:
     """Stateful: reads prefixes into the cache; used from the engine's loop alone."""
 
-    def __init__(self, backbone: Backbone, slots: Slots, cache: PrefixCache) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        slots: Slots,
+        cache: PrefixCache,
+        lowest_layers: Callable[[], Sequence[int]] = tuple,
+    ) -> None:
         self._backbone = backbone
         self._slots = slots
         self._cache = cache
+        self._lowest_layers = lowest_layers
         self._divisible: bool | None = None
 
     def virtual(self, skill: LoadedSkill | None) -> PrefixStates | None:
@@ -91,10 +99,12 @@ class Reader:
         in one step.
         """
         own = skill if scope(skill) is not None else None
-        depth = own.lowest_layer if own else 0
         parent = parent or self.virtual(own)
-        if parent is None and self._may_divide(depth, ids):
-            hidden, pairs = yield from self._upper(ids, depth, own, chunk)
+        depths = [] if parent else self._depths(own, ids)
+        if depths:
+            for below in depths[:-1]:
+                yield from self._lower(ids, below, chunk)
+            hidden, pairs = yield from self._upper(ids, depths[-1], own, chunk)
         else:
             hidden, pairs = yield from self._whole(ids[start:], parent, own, chunk)
         length = (parent.length if parent else 0) + len(ids) - start
@@ -135,22 +145,24 @@ class Reader:
     def _upper(
         self, ids: Sequence[int], depth: int, skill: LoadedSkill | None, chunk: int
     ) -> Generator[None, None, _States]:
-        lower = self._cache.lower(ids, depth)
-        if lower is None or lower.depth < depth:
-            lower = yield from self._lower(ids, depth, lower, chunk)
-            yield
+        lower = yield from self._lower(ids, depth, chunk)
         states, pairs = yield from self._layers(
             ids, range(depth, self._backbone.layers), lower, skill, chunk
         )
         return states, (*lower.keys_values, *pairs)
 
     def _lower(
-        self, ids: Sequence[int], depth: int, below: LowerStates | None, chunk: int
+        self, ids: Sequence[int], depth: int, chunk: int
     ) -> Generator[None, None, LowerStates]:
+        """What the bare layers below `depth` make of a text, from the cache as far as it goes."""
+        below = self._cache.lower(ids, depth)
         first = below.depth if below else 0
+        if below is not None and first == depth:
+            return below
         states, pairs = yield from self._layers(ids, range(first, depth), below, None, chunk)
         lower = LowerStates(depth, states, (*(below.keys_values if below else ()), *pairs))
         self._cache.put(PrefixKey.of(None, ids, depth=depth), lower)
+        yield
         return lower
 
     def _layers(
@@ -179,6 +191,11 @@ class Reader:
                 )
             parts.append(states)
         return torch.cat(parts), cache.stretch(0, slice(chosen.start, chosen.stop))
+
+    def _depths(self, own: LoadedSkill | None, ids: Sequence[int]) -> list[int]:
+        """Where a reading is divided: below its adapter, or below those that may come after it."""
+        wanted = {own.lowest_layer} if own else {*self._lowest_layers()}
+        return sorted(depth for depth in wanted if self._may_divide(depth, ids))
 
     def _may_divide(self, depth: int, ids: Sequence[int]) -> bool:
         if not 0 < depth < self._backbone.layers or len(ids) < SHARED_LEAST:

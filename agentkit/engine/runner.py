@@ -65,12 +65,17 @@ class Runner:
     """
 
     def __init__(
-        self, backbone: Backbone, slots: Slots, prefixes: PrefixCache, stopping: Callable[[], bool]
+        self,
+        backbone: Backbone,
+        slots: Slots,
+        prefixes: PrefixCache,
+        stopping: Callable[[], bool],
+        lowest_layers: Callable[[], Sequence[int]] = tuple,
     ) -> None:
         self._backbone = backbone
         self._slots = slots
         self._prefixes = prefixes
-        self._reader = Reader(backbone, slots, prefixes)
+        self._reader = Reader(backbone, slots, prefixes, lowest_layers)
         self._stopping = stopping
         self._trees: dict[TreeKey, Tree] = {}
         self._openings: list[_Opening] = []

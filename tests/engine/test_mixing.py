@@ -248,6 +248,28 @@ def test_lower_layers_are_read_once_and_give_the_very_states_of_a_whole_reading(
     assert len(shared) == 4  # keys and values of two layers
 
 
+def test_a_bare_reading_keeps_the_lower_layers_for_the_skills_in_memory(
+    skills: dict[str, Skill], engine: Engine
+) -> None:
+    ids = [
+        int(x) for x in torch.randint(5, 300, (900,), generator=torch.Generator().manual_seed(1))
+    ]
+    upper = engine.loaded[skills["upper"].digest]
+    other = replace(upper, digest="another", lowest_layer=1)
+    cache = PrefixCache(10**9)
+    reader = Reader(engine.backbone, engine._slots, cache, lambda: (2, 1, 0, 4))
+    bare = read_whole(reader.read(None, ids))
+    before = cache.statistics()
+    assert before.entries == 3  # whole, and below one layer and two
+    found = [read_whole(reader.read(skill, ids)) for skill in (upper, other)]
+    assert cache.statistics().lower_hits == before.lower_hits + 2
+    assert cache.statistics().entries == 5
+    for states, slot in zip((bare, *found), (None, upper.slot, upper.slot), strict=True):
+        whole = Reader(engine.backbone, engine._slots, PrefixCache(0))
+        expected = read_whole(whole.read(replace(upper, slot=slot or 0, lowest_layer=0), ids))
+        torch.testing.assert_close(states.hidden, expected.hidden, atol=1e-4, rtol=0)
+
+
 def served_as(engine: Engine, skill: Skill, **changes: object) -> None:
     """Serve a loaded skill as another kind, by what the engine knows of it."""
     loaded = engine._residents._loaded
