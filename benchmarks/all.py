@@ -27,7 +27,7 @@ BENCHMARKS = {
     "retrieval_effect": "retrieval.py --effect 5",
     "index": "index.py",
     "training": "training.py",
-    "methods": "methods.py",
+    "methods": "methods.py --minutes 6",
     "staged": "staged.py",
     "switching": "switching.py",
     "loading": "loading.py",
