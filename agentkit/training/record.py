@@ -39,7 +39,7 @@ def _card(manifest: Manifest, metrics: dict[str, Any]) -> str:
 
 {_what(training)} for the backbone `{backbone["name"]}` (licence: {backbone["license"]};
 fingerprint `{backbone["fingerprint"][:12]}`),
-trained with `agentkit train`: {_way(training)}, {training["epochs"]:g} epochs of
+trained with `agentkit train`: {_way(training)}, {_epochs(metrics):.3g} epochs of
 {metrics["tokens_per_epoch"]:,} tokens in {metrics["seconds"] / 60:.0f} minutes, with at most
 {metrics["peak_memory_bytes"] / 1e9:.1f} GB of memory.
 
@@ -64,6 +64,16 @@ All figures, versions and settings are in `metrics.json`; `training.svg` is the 
 English only. The adapter answers for the kind of documents in the table; what it says of others is
 unmeasured. It is an aid to a reader, not legal advice.
 """
+
+
+def _epochs(metrics: dict[str, Any]) -> float:
+    """How many there were, to the nearest ten steps: minutes may have ended them early."""
+    training, history = metrics["training"], metrics["loss"]
+    planned = float(training["epochs"])
+    if training["max_minutes"] is None or not history:
+        return planned
+    done = history[-1]["step"] * training["packs_per_step"] / metrics["packs"]
+    return min(planned, float(done))
 
 
 def _what(training: dict[str, Any]) -> str:

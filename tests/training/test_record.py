@@ -1,0 +1,39 @@
+"""What a training says of itself is what happened, not what was planned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentkit.skill.manifest import Manifest
+from agentkit.training.record import write_record
+
+METRICS: dict[str, Any] = {
+    "backbone": {"name": "small", "license": "MIT", "fingerprint": "f" * 64},
+    "training": {"method": "lora", "rank": 4, "layers": "all", "epochs": 2.0, "packs_per_step": 2},
+    "data": [
+        {"source": "rows", "license": "MIT", "train_rows": 9, "tuning_rows": 1, "sha256": "a" * 64}
+    ],
+    "packs": 40,
+    "tokens_per_epoch": 12_345,
+    "seconds": 600.0,
+    "peak_memory_bytes": 2e9,
+    "tuning": {"untrained": {"loss": 3.0}, "trained": {"loss": 1.0}},
+}
+
+
+@pytest.mark.parametrize(
+    ("minutes", "steps", "said"),
+    [(10.0, 30, "1.5"), (10.0, 40, "2"), (10.0, None, "2"), (None, 30, "2")],
+)
+def test_a_card_says_how_many_epochs_there_were(
+    tmp_path: Path, minutes: float | None, steps: int | None, said: str
+) -> None:
+    history = [{"step": at, "loss": 1.0} for at in range(10, (steps or 0) + 1, 10)]
+    training = METRICS["training"] | {"max_minutes": minutes}
+    manifest = Manifest(name="x", description="Does it.")
+    write_record(tmp_path, manifest, METRICS | {"training": training, "loss": history})
+    card = " ".join((tmp_path / "README.md").read_text(encoding="utf-8").split())
+    assert f"layers all, {said} epochs of 12,345 tokens in 10 minutes" in card
