@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from agentkit.retrieval.spans import split_spans
@@ -147,6 +148,28 @@ def cuad_sentences(
                 "hypothesis": rule,
                 "label": label,
                 "evidence": [places[by]] if by is not None else [],
+            }
+
+
+def cuad_restated(folder: Path, rng: random.Random, *, each: int = 1) -> Iterator[Record]:
+    """Passages of contracts, `each` so many, and their first sentence without its number.
+
+    Only sentences without conditions: what is left out of them would make the statement untrue.
+    """
+    for contract in read_jsonl(folder / CONTRACTS):
+        text = contract["text"]
+        spans = split_spans(text)
+        following = {one.start: next_.end for one, next_ in pairwise(spans)}
+        whole = [
+            one
+            for one in sentences(text)
+            if " ".join(text[one.start : one.end].split()).rstrip(" .;").endswith(one.rest)
+        ]
+        for one in rng.sample(whole, min(each, len(whole))):
+            yield {
+                "group": f"cuad/{filer(contract['title'])}",
+                "quote": " ".join(text[one.start : following.get(one.start, one.end)].split()),
+                "statement": f"{one.subject} {one.verb} {one.rest}.",
             }
 
 

@@ -9,6 +9,7 @@ skill's rows. Texts stay where they are: nothing of a data set is copied into th
 | cuad | CUAD v1 (The Atticus Project) | CC BY 4.0 | document, labels |
 | cuad_clauses | the same, a clause each | CC BY 4.0 | clause, category |
 | cuad_rules | the same, asked rules about its clauses | CC BY 4.0 | as contract_nli |
+| cuad_restated | the same, passages and what they say | CC BY 4.0 | quote, statement |
 | cuad_sentences | the same, asked what its sentences say and deny | CC BY 4.0 | as contract_nli |
 | tosdr | ToS;DR | CC BY-SA 3.0 | quote, statement, rating |
 | tosdr_pages | the same, joined into pages | CC BY-SA 3.0 | as contract_nli |
@@ -27,7 +28,13 @@ from pathlib import Path
 from typing import Any
 
 from agentkit.errors import InputError
-from agentkit.training.cuad_records import cuad, cuad_clauses, cuad_rules, cuad_sentences
+from agentkit.training.cuad_records import (
+    cuad,
+    cuad_clauses,
+    cuad_restated,
+    cuad_rules,
+    cuad_sentences,
+)
 from agentkit.training.jsonl import Record, read_jsonl
 
 LICENSES = {
@@ -35,6 +42,7 @@ LICENSES = {
     "cuad": "CC BY 4.0",
     "cuad_clauses": "CC BY 4.0",
     "cuad_rules": "CC BY 4.0",
+    "cuad_restated": "CC BY 4.0",
     "cuad_sentences": "CC BY 4.0",
     "tosdr": "CC BY-SA 3.0",
     "tosdr_pages": "CC BY-SA 3.0",
@@ -74,6 +82,7 @@ def dataset_files(name: str, folder: Path) -> list[Path]:
         "tosdr_pages": "tosdr",
         "cuad_clauses": "cuad",
         "cuad_rules": "cuad",
+        "cuad_restated": "cuad",
         "cuad_sentences": "cuad",
         "tldrlegal": "plain_english",
     }
@@ -257,6 +266,7 @@ _LOADERS: dict[str, Callable[..., Iterator[Record]]] = {
     "cuad": cuad,
     "cuad_clauses": cuad_clauses,
     "cuad_rules": cuad_rules,
+    "cuad_restated": cuad_restated,
     "cuad_sentences": cuad_sentences,
     "tosdr": _tosdr,
     "tosdr_pages": _tosdr_pages,

@@ -291,3 +291,18 @@ def test_sentences_are_asked_what_they_say_and_what_they_deny(tmp_path: Path) ->
         assert all(sentence.startswith(f"The {own} ") for sentence in said)
         assert "The end" not in record["document"]  # two sentences on: it stands apart
     assert {r["label"] for r in records} == {"Entailment", "Contradiction", "NotMentioned"}
+
+
+def test_sentences_without_conditions_are_restated(tmp_path: Path) -> None:
+    text = (
+        "(a) The Supplier shall deliver the goods to the port. It is cold.\n\n"
+        "The Supplier may refuse any later orders, unless they are paid."
+    )
+    write(
+        tmp_path / "cuad" / "contracts.jsonl.gz",
+        [{"title": "ACME_01", "text": text, "labels": {}}],
+    )
+    (record,) = load_dataset("cuad_restated", tmp_path, each=3)
+    assert record["group"] == "cuad/acme"
+    assert record["quote"] == "(a) The Supplier shall deliver the goods to the port. It is cold."
+    assert record["statement"] == "The Supplier shall deliver the goods to the port."
