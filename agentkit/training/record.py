@@ -11,6 +11,9 @@ from agentkit.errors import MissingExtraError
 from agentkit.pictures import picture
 from agentkit.skill.manifest import Manifest
 
+_LOGGED = 10
+"""Steps from one entry of the history to the next."""
+
 
 def write_record(folder: Path, manifest: Manifest, metrics: dict[str, Any]) -> None:
     """Write `metrics.json`, `README.md` (the model card) and, with matplotlib, `training.svg`."""
@@ -67,13 +70,17 @@ unmeasured. It is an aid to a reader, not legal advice.
 
 
 def _epochs(metrics: dict[str, Any]) -> float:
-    """How many there were, to the nearest ten steps: minutes may have ended them early."""
+    """How many there were: minutes may have ended them before the last of the planned steps.
+
+    Every tenth step is in the history, so that less than ten short of the plan is the plan.
+    """
     training, history = metrics["training"], metrics["loss"]
     planned = float(training["epochs"])
     if training["max_minutes"] is None or not history:
         return planned
-    done = history[-1]["step"] * training["packs_per_step"] / metrics["packs"]
-    return min(planned, float(done))
+    steps_an_epoch = metrics["packs"] / training["packs_per_step"]
+    done = history[-1]["step"]
+    return planned if planned * steps_an_epoch - done < _LOGGED else float(done / steps_an_epoch)
 
 
 def _what(training: dict[str, Any]) -> str:

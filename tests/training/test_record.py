@@ -25,14 +25,20 @@ METRICS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("minutes", "steps", "said"),
-    [(10.0, 30, "1.5"), (10.0, 40, "2"), (10.0, None, "2"), (None, 30, "2")],
+    ("minutes", "steps", "planned", "said"),
+    [
+        (10.0, 30, 2.0, "1.5"),
+        (10.0, 40, 2.0, "2"),
+        (10.0, 40, 2.2, "2.2"),  # 44 steps, of which the last that was logged is the 40th
+        (10.0, None, 2.0, "2"),
+        (None, 30, 2.0, "2"),
+    ],
 )
 def test_a_card_says_how_many_epochs_there_were(
-    tmp_path: Path, minutes: float | None, steps: int | None, said: str
+    tmp_path: Path, minutes: float | None, steps: int | None, planned: float, said: str
 ) -> None:
     history = [{"step": at, "loss": 1.0} for at in range(10, (steps or 0) + 1, 10)]
-    training = METRICS["training"] | {"max_minutes": minutes}
+    training = METRICS["training"] | {"max_minutes": minutes, "epochs": planned}
     manifest = Manifest(name="x", description="Does it.")
     write_record(tmp_path, manifest, METRICS | {"training": training, "loss": history})
     card = " ".join((tmp_path / "README.md").read_text(encoding="utf-8").split())
