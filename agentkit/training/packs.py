@@ -243,7 +243,7 @@ class Packer:
             asked = encoded.ids[encoded.question_start :]
             if row.expected is None:
                 raise InputError("it says not what is expected", where=f"row {number}")
-            said = self._answer_ids(row, number, encoded.prompt.spans)
+            said = self._answer_ids(row, encoded.prompt.spans)
             pack = open_pack.get(prefix)
             if pack is None or len(pack.ids) + len(asked) + len(said) > self.tokens:
                 pack, _ = self._start(row, encoded.prompt.spans)
@@ -254,15 +254,14 @@ class Packer:
             pack.targets += [(start + len(asked) - 1 + i, token) for i, token in enumerate(said)]
         return packs
 
-    def _answer_ids(self, row: Row, number: int, spans: Sequence[PromptSpan]) -> list[int]:
-        text, rest = row.expected, False
+    def _answer_ids(self, row: Row, spans: Sequence[PromptSpan]) -> list[int]:
+        text = row.expected
         if not isinstance(text, str):
             answer = number_quotes(self.manifest.output, row.expected, spans)
-            text, rest = _written(answer, self.manifest.output)
-            if not text:
-                raise InputError("it says nothing of what is written first", where=f"row {number}")
+            answer = _in_order(answer, self.manifest.output)
+            text = json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-        return [*ids["input_ids"], *([] if rest else [self._end()])]
+        return [*ids["input_ids"], self._end()]
 
     def _end(self) -> int:
         end: Any = getattr(self.tokenizer, "eos_token_id", None)
@@ -271,25 +270,12 @@ class Packer:
         return int(end)
 
 
-def _written(answer: Json, schema: Mapping[str, Any]) -> tuple[str, bool]:
-    """An answer as JSON, its fields in the schema's order, which is that of what is served.
-
-    Where a required field is not known, what stands before it is all that is taught of the answer:
-    the text ends there, and the second value says that more would follow.
-    """
-    rest = False
-    if isinstance(answer, dict):
-        order = [*schema.get("properties", {})]
-        order += [name for name in answer if name not in order]
-        missing = set(schema.get("required", ())) - answer.keys()
-        first = next((at for at, name in enumerate(order) if name in missing), len(order))
-        rest = bool(missing)
-        answer = {name: answer[name] for name in order[:first] if name in answer}
-    text = json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
-    # What closes it belongs to what would follow.
-    return (
-        (text.removesuffix("}").removesuffix('"').removesuffix("{"), rest) if rest else (text, rest)
-    )
+def _in_order(answer: Json, schema: Mapping[str, Any]) -> Json:
+    """The answer with its outermost fields in the schema's order, in which they are served."""
+    if not isinstance(answer, dict):
+        return answer
+    order = [name for name in schema.get("properties", {}) if name in answer]
+    return {name: answer[name] for name in dict.fromkeys([*order, *answer])}
 
 
 def _choice_of(row: Row, number: int, answer: ChoiceAnswer) -> str:

@@ -230,13 +230,6 @@ def test_an_answer_is_written_in_the_order_that_its_schema_is_served_in() -> Non
     assert taught(pack, 1) == [*said, TOKENIZER.eos_token_id]
 
 
-def test_a_row_that_lacks_a_field_teaches_what_is_written_before_it() -> None:
-    (pack,) = packer(RATED).pack([Row({"topic": "t"}, {"said": "Red."}, "g")])
-    assert taught(pack, 1) == TOKENIZER('{"said":"Red.', add_special_tokens=False)["input_ids"]
-    with pytest.raises(InputError, match="row 0: it says nothing of what is written first"):
-        packer(RATED).pack([Row({"topic": "t"}, {"rating": "bad"}, "g")])
-
-
 # ---------------------------------------------------------------- marks
 
 
