@@ -2,13 +2,14 @@
 
 When adapters act only on layers >= L, what the layers below give for a pack never changes: it is
 computed once, kept on disk in the backbone's type, and every epoch runs the upper layers alone.
-What does not fit the room on disk is computed anew each time.
+What does not fit the room on disk is computed anew each time. A training that needs states of a
+higher layer goes on from those that another one left in the same file.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -68,7 +69,8 @@ class LowerStates:
     """States of packs after the lower layers, in one file; computed where missing.
 
     Stateful: the file grows up to `limit` bytes as packs are computed, and a later process goes on
-    with it. Where that is too little, what another training left goes first.
+    with it. Where that is too little, what another training left goes first. `key` names, for a
+    layer, all but the pack that the states going into it depend on.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class LowerStates:
         path: Path,
         *,
         hidden: int,
-        key: str,
+        key: Callable[[int], str],
         dtype: torch.dtype = torch.bfloat16,
         limit: int | None = None,
     ) -> None:
@@ -97,8 +99,9 @@ class LowerStates:
                 if int(end) <= size:
                     self._index[name] = int(offset)
 
-    def _name(self, pack: Pack) -> str:
-        digest = hashlib.sha256(self._key.encode())
+    def _name(self, pack: Pack, layer: int | None = None) -> str:
+        key = self._key(len(self._layers) if layer is None else layer)
+        digest = hashlib.sha256(key.encode())
         for part in (pack.ids, pack.branch, pack.positions):
             digest.update(torch.tensor(part, dtype=torch.int32).numpy().tobytes())
         return digest.hexdigest()[:32]
@@ -143,22 +146,33 @@ class LowerStates:
 
     def _computed(self, pack: Pack) -> Tensor:
         lower = self._decoder
-        with _made_of(lower, self._layers, nn.Identity()):
+        start = next((at for at in range(len(self._layers), 0, -1) if self._holds(pack, at)), 0)
+        given: dict[str, Tensor] = (
+            {"inputs_embeds": self._read(pack, start)[None].to(lower.dtype)}
+            if start
+            else {"input_ids": torch.tensor([pack.ids])}
+        )
+        with _made_of(lower, nn.ModuleList(self._layers[start:]), nn.Identity()):
             states: Tensor = lower(
-                input_ids=torch.tensor([pack.ids]),
+                **given,
                 attention_mask=pack.mask(lower.dtype),
                 position_ids=torch.tensor([pack.positions]),
                 use_cache=False,
             ).last_hidden_state[0]
         return states.to(self._dtype)
 
-    def get(self, pack: Pack) -> Tensor:
-        """`(tokens, hidden)`, in the type that it was made with."""
-        name = self._name(pack)
-        if name not in self._index:
-            with torch.no_grad():
-                return self._computed(pack)
+    def _holds(self, pack: Pack, layer: int) -> bool:
+        return self._name(pack, layer) in self._index
+
+    def _read(self, pack: Pack, layer: int) -> Tensor:
         with self._path.open("rb") as file:
-            file.seek(self._index[name])
+            file.seek(self._index[self._name(pack, layer)])
             data = bytearray(file.read(self._bytes(pack)))
         return torch.frombuffer(data, dtype=self._dtype).view(len(pack.ids), self._hidden)
+
+    def get(self, pack: Pack) -> Tensor:
+        """`(tokens, hidden)`, in the type that it was made with."""
+        if not self._holds(pack, len(self._layers)):
+            with torch.no_grad():
+                return self._computed(pack)
+        return self._read(pack, len(self._layers))

@@ -124,7 +124,9 @@ def train_skill(
         hidden=hidden,
         dtype=getattr(torch, spec.dtype),
         limit=round(spec.cache_gigabytes * 1e9),
-        key=":".join(filter(None, (fingerprint, str(lowest), spec.dtype, spec.quantization))),
+        key=lambda layer: ":".join(
+            filter(None, (fingerprint, str(layer), spec.dtype, spec.quantization))
+        ),
     )
     checkpoints = (
         work / "checkpoints" / checkpoint_key(spec, train_packs, f"{fingerprint}:{choice.chosen}")

@@ -54,7 +54,7 @@ def upper_states(model, states: LowerStates, pack: Pack, below: int) -> torch.Te
 
 
 def lower_states(model, path: Path, packs: list[Pack], below: int) -> LowerStates:
-    states = LowerStates(path, hidden=48, key=f"k{below}", dtype=torch.float32)
+    states = LowerStates(path, hidden=48, key=str, dtype=torch.float32)
     with Progress(disable=True) as progress:
         states.compute(model.model, packs, below, progress)
     return states
@@ -106,6 +106,21 @@ def test_what_was_computed_is_read_again_and_only_the_rest_is_computed(
     assert not torch.equal(other.get(one), first)
 
 
+def test_states_of_a_higher_layer_go_on_from_those_of_a_lower_one(model, tmp_path: Path) -> None:
+    use_block_attention(model)
+    packs = [make_pack(1), make_pack(2)]
+    expected = lower_states(model, tmp_path / "alone.bin", packs, 3)
+    path = tmp_path / "lower.bin"
+    lower_states(model, path, packs[:1], 2)
+    ran: list[int] = []
+    for number, layer in enumerate(model.model.layers):
+        layer.register_forward_hook(lambda *_, number=number: ran.append(number))
+    again = lower_states(model, path, packs, 3)
+    assert ran == [2, 0, 1, 2]
+    for pack in packs:
+        torch.testing.assert_close(again.get(pack), expected.get(pack), atol=1e-5, rtol=1e-5)
+
+
 def test_states_cut_short_by_a_kill_are_computed_again(model, tmp_path: Path) -> None:
     use_block_attention(model)
     path = tmp_path / "lower.bin"
@@ -128,7 +143,7 @@ def test_what_does_not_fit_on_disk_is_computed_anew_and_others_leavings_go_first
     room = 4 * 48 * len(one.ids)
     expected = [lower_states(model, tmp_path / "whole", [p], 2).get(p) for p in (one, two, three)]
     lower_states(model, path, [three], 3)
-    states = LowerStates(path, hidden=48, key="k2", dtype=torch.float32, limit=room * 3 // 2)
+    states = LowerStates(path, hidden=48, key=str, dtype=torch.float32, limit=room * 3 // 2)
     with Progress(disable=True) as progress:
         states.compute(model.model, [one, two], 2, progress)
     assert path.stat().st_size == room
@@ -137,7 +152,7 @@ def test_what_does_not_fit_on_disk_is_computed_anew_and_others_leavings_go_first
             assert torch.equal(states.get(pack), wanted)
         states.get(two).clone().requires_grad_(True).sum().backward()  # no inference tensor
         assert len(model.model.layers) == 2
-    again = LowerStates(path, hidden=48, key="k2", dtype=torch.float32, limit=room * 2)
+    again = LowerStates(path, hidden=48, key=str, dtype=torch.float32, limit=room * 2)
     with Progress(disable=True) as progress:
         again.compute(model.model, [one, two], 2, progress)
     assert path.stat().st_size == room * 2
@@ -149,7 +164,7 @@ def test_states_are_kept_in_the_type_of_the_backbone(tiny_backbone, tmp_path: Pa
     ).eval()
     use_block_attention(model)
     pack = make_pack(1)
-    states = LowerStates(tmp_path / "lower.bin", hidden=48, key="k", dtype=torch.bfloat16)
+    states = LowerStates(tmp_path / "lower.bin", hidden=48, key=str, dtype=torch.bfloat16)
     with Progress(disable=True) as progress:
         states.compute(model.model, [pack], 1, progress)
     assert states.get(pack).dtype == torch.bfloat16

@@ -103,7 +103,7 @@ class Model:
 
     def states(self, pack: Pack) -> torch.Tensor:
         decoder = self.model.model
-        lower = LowerStates(self.work / "lower", hidden=48, key="k", dtype=torch.float32)
+        lower = LowerStates(self.work / "lower", hidden=48, key=str, dtype=torch.float32)
         with Progress(disable=True) as progress:
             lower.compute(decoder, [pack], 2, progress)
         with layers_only(decoder, range(2, 4), final_norm=True), torch.inference_mode():
