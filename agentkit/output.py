@@ -17,7 +17,7 @@ import numpy as np
 from jsonschema import Draft202012Validator
 
 from agentkit.errors import InputError, OutputError
-from agentkit.skill.grounding import GROUNDED, grounded_schema
+from agentkit.skill.grounding import GROUNDED, grounded_schema, shown_text
 from agentkit.skill.manifest import ChoiceAnswer, Manifest, MarksAnswer, SpanLabel
 from agentkit.skill.quoting import fill_quotes, filled_schema, written_schema
 from agentkit.types import Completion, EncodedPrompt, Json, Prompt, Reading
@@ -79,9 +79,8 @@ def generation_schema(manifest: Manifest, prompt: Prompt) -> dict[str, Json] | N
     """
     if _free(manifest):
         return None
-    shown = "\n".join([prompt.question.text, *(span.text for span in prompt.spans)])
     narrowed: dict[str, Json] = grounded_schema(
-        written_schema(manifest.output, len(prompt.spans)), shown
+        written_schema(manifest.output, len(prompt.spans)), shown_text(prompt)
     )
     return narrowed
 

@@ -3,7 +3,8 @@
 Where a schema says `x-grounded: true` of a string, whatever in it holds a digit or a capital letter
 is a word of the prompt, in its own capitals or with its first letter large; a sentence may begin
 with a common opening word, too. The grammar has no others, so an amount, a date or a party that is
-not there cannot be written. A number is taken whole: of `8.5` neither `8` nor `5` was shown.
+not there cannot be written. `may` of a prompt makes no `May`, nor any other month.
+A number is taken whole: of `8.5` neither `8` nor `5` was shown.
 Between words there is a space, so that none is made of two; names and numbers that follow each
 other (`Section 7.4`, `Do Not Track`) do so in the prompt, so that no name is made of two either.
 Numbers spelt out (`thirty`) are words like others.
@@ -15,7 +16,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from agentkit.types import Json
+from agentkit.skill.opening_words import OPENING_WORDS
+from agentkit.types import Json, Prompt
 
 GROUNDED = "x-grounded"
 
@@ -25,13 +27,10 @@ _JOINED = re.compile(r"[^\W_]+(?:[.,:&/'’–-][^\W_]+)+")
 """Words that stand together without a space: `AT&T`, `24/7`, `e-mail`."""
 _WHOLE = re.compile(f"{_JOINED.pattern}|{WORD.pattern}")
 _COMMON = "[a-zß-öø-ÿ]+(?:['’/-][a-zß-öø-ÿ]+)*"
-_OPENERS = WORD.findall(
-    """
-    A After All Also An Any As At Because Before Both By Each Either Every For From He However If In
-    It Its Many Most Neither No Nobody None Nothing On Once One Only Or Other Our She Some Such That
-    The Their There These They This Those To Under Unless Until We What When Where Whether Which
-    While Who Whoever With Without You Your
-    """
+_MONTHS = frozenset(
+    WORD.findall(
+        "january february march april may june july august september october november december"
+    )
 )
 _SPACE = r"[,;:)’'”%$€£]{0,2} (?:[%&+/–—-] )?[(“‘'$€£]?"
 _APART = r"(?:[,;:)’'”%$€£]{1,2} (?:[%&+/–—-] )?[(“‘'$€£]?| [%&+/–—-] [(“‘'$€£]?| [(“‘'$€£])"
@@ -43,6 +42,11 @@ _LONGEST = 6
 _END = r"(?: ?%)?[.!?)”’']{0,3}"
 _MOST = 500
 """Words and names of several words that a grammar may list: those that a prompt has first."""
+
+
+def shown_text(prompt: Prompt) -> str:
+    """What a prompt shows to be named: its question and its spans, without the instructions."""
+    return "\n".join([prompt.question.text, *(span.text for span in prompt.spans)])
 
 
 def grounded_schema(schema: Json, shown: str) -> Any:
@@ -61,14 +65,46 @@ def grounded_schema(schema: Json, shown: str) -> Any:
     return narrowed(schema)
 
 
+def grounded_answer(schema: Json, answer: Json, shown: str) -> Json:
+    """An answer as the schema lets it be written, for the same `shown`.
+
+    Of a grounded string, a word whose capitals were not shown has small letters. What holds a
+    number that was not shown stays as it is: there is no way to write it.
+    """
+    if not isinstance(schema, Mapping):
+        return answer
+    if isinstance(answer, str):
+        return _in_small_letters(answer, shown) if schema.get(GROUNDED) is True else answer
+    if isinstance(answer, Mapping):
+        known = schema.get("properties", {})
+        return {name: grounded_answer(known.get(name), one, shown) for name, one in answer.items()}
+    if isinstance(answer, list):
+        return [grounded_answer(schema.get("items"), one, shown) for one in answer]
+    return answer
+
+
+def _in_small_letters(text: str, shown: str) -> str:
+    pattern = re.compile(grounded_pattern(shown))
+
+    def written(match: re.Match[str]) -> str:
+        before = text[: match.start()].rstrip(" (“‘'$€£")
+        word = match.group()
+        tried = word if not before or before[-1] in ".!?" else f"a {word}"
+        return word if pattern.search(tried) else word.lower()
+
+    return text if pattern.search(text) else WORD.sub(written, text)
+
+
 def grounded_pattern(shown: str) -> str:
     """A regular expression of the texts whose numbers and names are words of `shown`."""
     words = dict.fromkeys([*WORD.findall(shown), *_JOINED.findall(shown)])
     common = {word for word in words if re.fullmatch(_COMMON, word)}
     opening = "|".join(
-        [_COMMON, *_listed([*_OPENERS, *(w.capitalize() for w in words if w in common)])]
+        [_COMMON, *_listed([*OPENING_WORDS, *(w.capitalize() for w in words if w in common)])]
     )
     told = [form for word in words if word not in common for form in (word, word.capitalize())]
+    # Terms may be spoken of as the Terms; whatever is a name by itself comes first.
+    told += [word.capitalize() for word in words if word in common and word not in _MONTHS]
     runs = [*_runs(shown, WORD, common), *_runs(shown, _WHOLE, common)]
     named = f"(?:{'|'.join([*_listed(told), *_listed(runs)])})(?:['’]s)?"
     names = f"{named}(?:{_APART}{named})*" if told else r"[^\s\S]"

@@ -29,10 +29,11 @@ from agentkit.prompt import (
     windows,
 )
 from agentkit.retrieval.spans import split_spans
+from agentkit.skill.grounding import grounded_answer, shown_text
 from agentkit.skill.manifest import ChoiceAnswer, Manifest, MarksAnswer
 from agentkit.skill.quoting import number_quotes
 from agentkit.training.rows import Row
-from agentkit.types import Document, EncodedPrompt, Json, PromptSpan
+from agentkit.types import Document, EncodedPrompt, Json, Prompt, PromptSpan
 
 _MIXED = 7
 
@@ -243,7 +244,7 @@ class Packer:
             asked = encoded.ids[encoded.question_start :]
             if row.expected is None:
                 raise InputError("it says not what is expected", where=f"row {number}")
-            said = self._answer_ids(row, encoded.prompt.spans)
+            said = self._answer_ids(row, encoded.prompt)
             pack = open_pack.get(prefix)
             if pack is None or len(pack.ids) + len(asked) + len(said) > self.tokens:
                 pack, _ = self._start(row, encoded.prompt.spans)
@@ -254,10 +255,12 @@ class Packer:
             pack.targets += [(start + len(asked) - 1 + i, token) for i, token in enumerate(said)]
         return packs
 
-    def _answer_ids(self, row: Row, spans: Sequence[PromptSpan]) -> list[int]:
-        text = row.expected
+    def _answer_ids(self, row: Row, prompt: Prompt) -> list[int]:
+        text, spans = row.expected, prompt.spans
         if not isinstance(text, str):
             answer = number_quotes(self.manifest.output, row.expected, spans)
+            # What the grammar would never let it write is not worth learning.
+            answer = grounded_answer(self.manifest.output, answer, shown_text(prompt))
             answer = _in_order(answer, self.manifest.output)
             text = json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentkit.skill.grounding import WORD, grounded_pattern, grounded_schema
+from agentkit.skill.grounding import WORD, grounded_answer, grounded_pattern, grounded_schema
 
 SHOWN = (
     "ACME Ltd. pays Müller GmbH 1,500 euros within 30 days of 3 March 2024. Copies stay. "
@@ -82,3 +82,36 @@ def test_only_grounded_strings_are_narrowed() -> None:
     assert narrowed["why"] == {"type": "string", "maxLength": 40, "pattern": pattern}
     assert narrowed["each"]["items"] == {"type": "string", "pattern": pattern}
     assert narrowed["free"] == {"type": "string"}
+
+
+def test_ordinary_words_begin_sentences_and_no_month_is_made_of_a_verb() -> None:
+    pattern = grounded_pattern("the party may read the terms of service of acme")
+    for text in ("Users agree. Failure is a breach.", "The Terms are read.", "The Acme party."):
+        assert re.search(pattern, text), text
+    for text in ("The Users agree.", "It ends in May.", "Globex pays. Failure is a breach."):
+        assert not re.search(pattern, text), text
+
+
+@pytest.mark.parametrize(
+    ("answer", "written"),
+    [
+        ("Users read the Terms of Globex (DNT).", "Users read the Terms of globex (dnt)."),
+        ("Globex pays. The UN pays 30.", "globex pays. The un pays 30."),
+        ("It was Acme.", "It was Acme."),
+        ("It costs 77 Euros.", "It costs 77 euros."),
+    ],
+)
+def test_an_answer_is_taught_as_it_can_be_written(answer: str, written: str) -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "why": {"type": "array", "items": {"type": "string", "x-grounded": True}},
+            "free": {"type": "string"},
+        },
+    }
+    given = {"why": [answer], "free": answer, "more": answer}
+    assert grounded_answer(schema, given, "the terms of Acme, 30 days") == {
+        "why": [written],
+        "free": answer,
+        "more": answer,
+    }
