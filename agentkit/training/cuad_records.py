@@ -9,11 +9,16 @@ from itertools import pairwise
 from pathlib import Path
 
 from agentkit.retrieval.spans import split_spans
+from agentkit.training.clause_patterns import ClausePatterns
 from agentkit.training.clause_rules import Asked, ClauseRules, excerpt, plain_answers
 from agentkit.training.cuad import CONTRACTS, filer, labelled_places
 from agentkit.training.jsonl import Record, read_jsonl
+from agentkit.training.plain_words import PlainWords
 from agentkit.training.sentence_rules import Sentence, sentence_rules, sentences
 from agentkit.training.statements import Statements
+
+_PLAIN = 0.6
+"""Share of the sentences' rules that are put in plain words."""
 
 
 def cuad(folder: Path, rng: random.Random) -> Iterator[Record]:
@@ -61,15 +66,19 @@ def cuad_rules(
     whole: bool = False,
     characters: int = 10_000,
     absent: int = 5,
+    patterns: str | None = None,
 ) -> Iterator[Record]:
     """Contracts asked rules that their labelled clauses decide, and `absent` that nothing decides.
 
     A document is put together from the passages around labelled clauses, of every category, until
     it has `characters`. `whole` gives whole contracts, each rule asked together with its opposite
     (`opposite` is its text): what a rule is measured with. `unseen` takes the rules that are kept
-    for that.
+    for that. `patterns` finds clauses of more categories than are labelled.
     """
     asking = ClauseRules(read_jsonl(Path(rules)), unseen=unseen, where=rules)
+    found_by = ClausePatterns(
+        read_jsonl(Path(patterns)) if patterns else (), where=patterns or "patterns"
+    )
     contracts = list(read_jsonl(folder / CONTRACTS))
     answers = {
         category: plain_answers(
@@ -80,11 +89,17 @@ def cuad_rules(
         for category in asking.categories
     }
     for contract in contracts:
-        found = labelled_places(contract)
+        labels = contract["labels"]
+        found = labelled_places(contract) | found_by.places(contract["text"])
+        lacking = set(found_by.lacking(contract["text"]))
         missing = sorted(
             category
             for category in asking.categories
-            if not contract["labels"].get(category, {}).get("clauses")
+            if (
+                category in lacking
+                if category in found_by
+                else not labels.get(category, {}).get("clauses")
+            )
         )
         text, places = (
             (contract["text"], found)
@@ -93,7 +108,7 @@ def cuad_rules(
         )
         asked: list[tuple[Asked, Asked | None]] = []
         for category in sorted(places.keys() & set(asking.categories)):
-            answer = str(contract["labels"][category]["answer"])
+            answer = str(labels.get(category, {}).get("answer", ""))
             others = answers[category]
             if whole:
                 one = asking.one(category, answer, others, rng, negated=False)
@@ -121,12 +136,19 @@ def cuad_rules(
 
 
 def cuad_sentences(
-    folder: Path, rng: random.Random, *, decided: int = 10, absent: int = 4
+    folder: Path,
+    rng: random.Random,
+    *,
+    decided: int = 10,
+    absent: int = 4,
+    words: str | None = None,
 ) -> Iterator[Record]:
     """Sentences of a contract, with those that follow them, asked what they say and deny.
 
     Of each contract at most `decided` sentences; `absent` rules are made of other contracts'.
+    `words` puts most rules in plain words.
     """
+    plain = PlainWords(read_jsonl(Path(words)) if words else (), where=words or "words")
     known: list[tuple[str, str, list[Sentence]]] = []
     for contract in read_jsonl(folder / CONTRACTS):
         found = list(sentences(contract["text"]))
@@ -145,7 +167,7 @@ def cuad_sentences(
             yield {
                 "group": f"cuad/{name}",
                 "document": document,
-                "hypothesis": rule,
+                "hypothesis": plain.of(rule) if plain and rng.random() < _PLAIN else rule,
                 "label": label,
                 "evidence": [places[by]] if by is not None else [],
             }

@@ -273,6 +273,62 @@ def test_rules_about_clauses_point_at_them(contracts: Path, tmp_path: Path) -> N
         assert said == (["Ann  shall pay\nBob on Monday."] if record["evidence"] else [])
 
 
+def test_clauses_that_nobody_labelled_are_found_by_their_words(tmp_path: Path) -> None:
+    clause = "Any dispute between Ann and Bob shall be settled by arbitration in the town of Acme."
+    texts = {
+        "ACME_01": f"Arbitration\n\n{clause}\n\nThe end of the matter is reached here.",
+        "BETA_01": "Bob may ask the arbitrator for advice.",
+        "CETO_01": "Nothing of the kind is said in here.",
+    }
+    write(
+        tmp_path / "cuad" / "contracts.jsonl.gz",
+        [{"title": title, "text": text, "labels": {}} for title, text in texts.items()],
+    )
+    rules, patterns = tmp_path / "rules.jsonl", tmp_path / "patterns.jsonl"
+    write(
+        rules,
+        [
+            {"category": "Tribunal", "text": "A private court decides.", "negated": False},
+            {"category": "Tribunal", "text": "No private court decides.", "negated": True},
+        ],
+    )
+    write(
+        patterns,
+        [{"category": "Tribunal", "sentence": r"settled\b.*\barbitration", "anywhere": "arbitra"}],
+    )
+    records = load_dataset(
+        "cuad_rules", tmp_path, rules=str(rules), patterns=str(patterns), whole=True
+    )
+    start = texts["ACME_01"].index(clause)
+    # A word of it somewhere is neither a clause nor the lack of one.
+    assert [(r["group"], r["label"], r["opposite"], r["evidence"]) for r in records] == [
+        (
+            "cuad/acme",
+            "Entailment",
+            "No private court decides.",
+            [{"start": start, "end": start + len(clause)}],
+        ),
+        ("cuad/ceto", "NotMentioned", None, []),
+    ]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"category": "Tribunal", "sentence": "arbitration"},
+        {"category": "Tribunal", "sentence": "(", "anywhere": "arbitra"},
+    ],
+)
+def test_a_pattern_that_is_none_says_its_line(
+    contracts: Path, tmp_path: Path, row: dict[str, str]
+) -> None:
+    rules, patterns = tmp_path / "rules.jsonl", tmp_path / "patterns.jsonl"
+    write(rules, [{"category": "Payment", "text": "Something is paid.", "negated": False}])
+    write(patterns, [row])
+    with pytest.raises(InputError, match=r"patterns\.jsonl:1"):
+        load_dataset("cuad_rules", contracts, rules=str(rules), patterns=str(patterns))
+
+
 def test_sentences_are_asked_what_they_say_and_what_they_deny(tmp_path: Path) -> None:
     texts = {
         "ACME_01": "The Supplier shall deliver the goods to the port. It is cold.\n\nThe end.",
