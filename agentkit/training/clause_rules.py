@@ -22,7 +22,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ]{2,28}")
 _SENTENCE_END = re.compile(r"[.;:]\s|\n\s*\n")
 _AROUND = 350
 """Characters of context, on either side of a clause, that an excerpt of a contract keeps."""
-_PAIRED = 0.35
+_PAIRED = 0.5
 """Share of the clauses that are asked about by a rule and by its opposite."""
 _NEGATED_ABSENT = 0.3
 
