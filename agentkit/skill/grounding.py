@@ -32,6 +32,8 @@ _MONTHS = frozenset(
         "january february march april may june july august september october november december"
     )
 )
+_ALONE = re.compile(r"(?<!\S)[(“‘\"']?([a-zß-öø-ÿ]{3,})[,;:.!?)”’\"']{0,2}(?!\S)")
+"""A common word that stands between spaces, and is no part of an address or of a contraction."""
 _SPACE = r"[,;:)’'”%$€£]{0,2} (?:[%&+/–—-] )?[(“‘'$€£]?"
 _APART = r"(?:[,;:)’'”%$€£]{1,2} (?:[%&+/–—-] )?[(“‘'$€£]?| [%&+/–—-] [(“‘'$€£]?| [(“‘'$€£])"
 """What stands between words, and what says that a new name begins."""
@@ -104,7 +106,9 @@ def grounded_pattern(shown: str) -> str:
     )
     told = [form for word in words if word not in common for form in (word, word.capitalize())]
     # Terms may be spoken of as the Terms; whatever is a name by itself comes first.
-    told += [word.capitalize() for word in words if word in common and word not in _MONTHS]
+    told += [
+        word.capitalize() for word in dict.fromkeys(_ALONE.findall(shown)) if word not in _MONTHS
+    ]
     runs = [*_runs(shown, WORD, common), *_runs(shown, _WHOLE, common)]
     named = f"(?:{'|'.join([*_listed(told), *_listed(runs)])})(?:['’]s)?"
     names = f"{named}(?:{_APART}{named})*" if told else r"[^\s\S]"

@@ -85,10 +85,12 @@ def test_only_grounded_strings_are_narrowed() -> None:
 
 
 def test_ordinary_words_begin_sentences_and_no_month_is_made_of_a_verb() -> None:
-    pattern = grounded_pattern("the party may read the terms of service of acme")
+    pattern = grounded_pattern(
+        "the party may read the terms of service of acme, at www.globex.com, and doesn't pay"
+    )
     for text in ("Users agree. Failure is a breach.", "The Terms are read.", "The Acme party."):
         assert re.search(pattern, text), text
-    for text in ("The Users agree.", "It ends in May.", "Globex pays. Failure is a breach."):
+    for text in ("The Users agree.", "It ends in May.", "It is Globex.", "It is Doesn."):
         assert not re.search(pattern, text), text
 
 
