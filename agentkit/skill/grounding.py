@@ -70,8 +70,8 @@ def grounded_schema(schema: Json, shown: str) -> Any:
 def grounded_answer(schema: Json, answer: Json, shown: str) -> Json:
     """An answer as the schema lets it be written, for the same `shown`.
 
-    Of a grounded string, a word whose capitals were not shown has small letters. What holds a
-    number that was not shown stays as it is: there is no way to write it.
+    Of a grounded string, a word whose capitals were not shown has small letters. A number that was
+    not shown, or a name made of words that were shown apart, stays: there is no way to write it.
     """
     if not isinstance(schema, Mapping):
         return answer

@@ -14,6 +14,7 @@ from typing import Any
 from agentkit.errors import InputError
 from agentkit.retrieval.spans import split_spans
 from agentkit.training.clause_rules import Place
+from agentkit.training.jsonl import expression
 
 _SAYS = re.compile(
     r"\b(?:shall|will|may|must|can|cannot|agrees?|is|are|has|have|been?|survives?)\b"
@@ -22,6 +23,7 @@ _SAYS = re.compile(
 _LENGTH = (60, 900)
 """Characters of a sentence that is a clause by itself."""
 _MOST = 4
+"""Clauses of a category that are pointed at; others of it stand unmarked."""
 
 
 class ClausePatterns:
@@ -31,17 +33,13 @@ class ClausePatterns:
         """Raises `InputError` for a row that lacks a field or has a pattern that is none."""
         self._of: dict[str, tuple[re.Pattern[str], re.Pattern[str]]] = {}
         for number, row in enumerate(rows, start=1):
-            try:
-                sentence, anywhere = (
-                    re.compile(row[name], re.IGNORECASE) for name in ("sentence", "anywhere")
-                )
-                self._of[row["category"]] = sentence, anywhere
-            except KeyError as error:
-                raise InputError(f"a pattern lacks {error}", where=f"{where}:{number}") from error
-            except re.error as error:
-                raise InputError(
-                    f"no regular expression: {error}", where=f"{where}:{number}"
-                ) from error
+            line = f"{where}:{number}"
+            if "category" not in row:
+                raise InputError("a row lacks 'category'", where=line)
+            self._of[row["category"]] = (
+                expression(row, "sentence", where=line),
+                expression(row, "anywhere", where=line),
+            )
 
     def places(self, text: str) -> dict[str, list[Place]]:
         """Where the clauses of each category stand, if there are any: the first few."""

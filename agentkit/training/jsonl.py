@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,3 +26,18 @@ def read_jsonl(path: Path) -> Iterator[Record]:
                     raise InputError(
                         f"not valid JSON: {error.msg}", where=f"{path}:{number}:{error.colno}"
                     ) from error
+
+
+def expression(
+    row: Mapping[str, Any], field: str, *, where: str, words: bool = False
+) -> re.Pattern[str]:
+    """The regular expression of a row's field, without regard to case; of whole `words` only.
+
+    Raises `InputError` for a row that lacks it, or in which it is none.
+    """
+    try:
+        return re.compile(rf"\b(?:{row[field]})\b" if words else row[field], re.IGNORECASE)
+    except KeyError as error:
+        raise InputError(f"a row lacks {error}", where=where) from error
+    except re.error as error:
+        raise InputError(f"{field} is no regular expression: {error}", where=where) from error

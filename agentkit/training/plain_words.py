@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from agentkit.errors import InputError
+from agentkit.training.jsonl import expression
 
 
 class PlainWords:
@@ -19,15 +20,10 @@ class PlainWords:
         """Raises `InputError` for a row that lacks a field or whose words are no expression."""
         self._plain: list[tuple[re.Pattern[str], str]] = []
         for number, row in enumerate(rows, start=1):
-            try:
-                pattern = re.compile(rf"\b(?:{row['words']})\b", re.IGNORECASE)
-                self._plain.append((pattern, row["plain"]))
-            except KeyError as error:
-                raise InputError(f"a row lacks {error}", where=f"{where}:{number}") from error
-            except re.error as error:
-                raise InputError(
-                    f"no regular expression: {error}", where=f"{where}:{number}"
-                ) from error
+            line = f"{where}:{number}"
+            if "plain" not in row:
+                raise InputError("a row lacks 'plain'", where=line)
+            self._plain.append((expression(row, "words", where=line, words=True), row["plain"]))
         self._plain.sort(key=lambda one: len(one[0].pattern), reverse=True)
 
     def __bool__(self) -> bool:
