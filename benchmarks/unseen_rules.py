@@ -5,7 +5,8 @@
   categories of clauses that no training is asked about. A rule whose clause a contract has is
   asked together with its opposite; of those whose clause it lacks, some are asked alone.
 - With `--folds N`, on ContractNLI's dev split: four hypotheses are left out of a training, in
-  turn, and asked in their own words, in a paraphrase and negated. Each fold trains an adapter
+  turn, with the rules of contracts' clauses about the same matter, and asked in their own words, in
+  a paraphrase and negated. Each fold trains an adapter
   first, for `--minutes`, on all of the skill's documents or on `--limit` of each source; a fold
   that is there is not trained again.
 
@@ -34,13 +35,27 @@ from agentkit.kit import Kit
 from agentkit.skill.folder import Skill, load_skill
 from agentkit.training.datasets import load_dataset
 from agentkit.training.jsonl import read_jsonl
-from agentkit.training.rows import Row, held_out
+from agentkit.training.rows import Row, part_of
 from agentkit.training.spec import load_train_spec
 
 RULES = SKILL / "training" / "clause_rules.jsonl"
 WORDINGS = SKILL / "training" / "wordings.jsonl"
 FOLD = 4
 """Hypotheses that a fold leaves out."""
+ALIKE = {
+    "nda-4": ("Confidentiality",),
+    "nda-5": ("Confidentiality",),
+    "nda-7": ("Confidentiality",),
+    "nda-8": ("Confidentiality",),
+    "nda-10": ("Confidentiality", "Publicity"),
+    "nda-11": ("Reverse Engineering",),
+    "nda-15": ("License Grant", "Reserved Rights"),
+    "nda-16": ("Return of Materials",),
+    "nda-18": ("No-Solicit Of Customers",),
+    "nda-19": ("Post-Termination Services", "Survival"),
+    "nda-20": ("Return of Materials",),
+}
+"""Categories of clauses whose rules speak of a hypothesis's matter: left out together with it."""
 
 Asked = dict[str, tuple[str, list[Question]]]
 """By document its text and its questions."""
@@ -111,7 +126,7 @@ def contracts(options: argparse.Namespace) -> Asked:
     asked: Asked = {}
     for number, record in enumerate(records):
         name = f"{record['group']}/{len(record['document'])}"
-        if not held_out(record["group"], source):
+        if part_of(record["group"], source) != "holdout":
             continue
         if name not in asked and len(asked) == options.documents:
             continue
@@ -133,11 +148,15 @@ def fold(number: int, options: argparse.Namespace) -> tuple[Path, list[str]]:
     keys = sorted(json.loads(_hypotheses(options).read_text(encoding="utf-8")))
     Random(7).shuffle(keys)
     left_out = keys[number * FOLD : (number + 1) * FOLD]
+    without = {
+        "contract_nli": left_out,
+        "cuad_rules": sorted({category for key in left_out for category in ALIKE.get(key, ())}),
+    }
     data = [
         source.model_dump(exclude_unset=True)
         | (
-            {"options": source.options | {"without": left_out}}
-            if source.dataset == "contract_nli"
+            {"options": source.options | {"without": without[source.dataset]}}
+            if source.dataset in without
             else {}
         )
         | ({"limit": min(options.limit, source.limit or options.limit)} if options.limit else {})

@@ -49,15 +49,25 @@ class Asked:
 class ClauseRules:
     """The rules of a file, those kept to measure on or the others, and how they are asked."""
 
-    def __init__(self, rows: Iterable[Mapping[str, Any]], *, unseen: bool, where: str) -> None:
-        """Raises `InputError` for a row that lacks a field, or if no rule is left."""
+    def __init__(
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        *,
+        unseen: bool,
+        where: str,
+        without: Sequence[str] = (),
+    ) -> None:
+        """All but those of the categories `without`.
+
+        Raises `InputError` for a row that lacks a field, or if no rule is left.
+        """
         self._of: dict[str, dict[bool, list[str]]] = defaultdict(lambda: {True: [], False: []})
         for number, row in enumerate(rows, start=1):
             if not {"category", "text", "negated"} <= row.keys():
                 raise InputError(
                     'a rule is {"category", "text", "negated"}', where=f"{where}:{number}"
                 )
-            if bool(row.get("unseen")) is unseen:
+            if bool(row.get("unseen")) is unseen and row["category"] not in without:
                 self._of[row["category"]][bool(row["negated"])].append(row["text"])
         if not self._of:
             raise InputError("no rules to ask", where=where)

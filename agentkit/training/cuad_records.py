@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -62,33 +62,36 @@ def cuad_rules(
     rng: random.Random,
     *,
     rules: str,
+    part_of: Callable[[str], str],
     unseen: bool = False,
     whole: bool = False,
     characters: int = 10_000,
     absent: int = 5,
     patterns: str | None = None,
+    without: Sequence[str] = (),
 ) -> Iterator[Record]:
     """Contracts asked rules that their labelled clauses decide, and `absent` that nothing decides.
 
     A document is put together from the passages around labelled clauses, of every category, until
     it has `characters`. `whole` gives whole contracts, each rule asked together with its opposite
     (`opposite` is its text): what a rule is measured with. `unseen` takes the rules that are kept
-    for that. `patterns` finds clauses of more categories than are labelled.
+    for that. `patterns` finds clauses of more categories than are labelled. `without` leaves out
+    the rules of some categories.
     """
-    asking = ClauseRules(read_jsonl(Path(rules)), unseen=unseen, where=rules)
+    asking = ClauseRules(read_jsonl(Path(rules)), unseen=unseen, where=rules, without=without)
     found_by = ClausePatterns(
         read_jsonl(Path(patterns)) if patterns else (), where=patterns or "patterns"
     )
-    contracts = list(read_jsonl(folder / CONTRACTS))
-    answers = {
-        category: plain_answers(
-            str(contract["labels"][category]["answer"])
-            for contract in contracts
-            if category in contract["labels"]
-        )
-        for category in asking.categories
-    }
-    for contract in contracts:
+    contracts = [
+        (f"cuad/{filer(contract['title'])}", contract)
+        for contract in read_jsonl(folder / CONTRACTS)
+    ]
+    said: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for group, contract in contracts:
+        for category, content in contract["labels"].items():
+            said[part_of(group), category].append(str(content["answer"]))
+    answers = {where: plain_answers(texts) for where, texts in said.items()}
+    for group, contract in contracts:
         labels = contract["labels"]
         found = labelled_places(contract) | found_by.places(contract["text"])
         lacking = set(found_by.lacking(contract["text"]))
@@ -109,7 +112,7 @@ def cuad_rules(
         asked: list[tuple[Asked, Asked | None]] = []
         for category in sorted(places.keys() & set(asking.categories)):
             answer = str(labels.get(category, {}).get("answer", ""))
-            others = answers[category]
+            others = answers.get((part_of(group), category), [])
             if whole:
                 one = asking.one(category, answer, others, rng, negated=False)
                 if one is not None:
@@ -117,13 +120,14 @@ def cuad_rules(
             else:
                 asked += [(one, None) for one in asking.about(category, answer, others, rng)]
         for category in rng.sample(missing, min(absent, len(missing))):
-            none = asking.absent(category, answers[category], rng, negated=0.0 if whole else 0.3)
+            others = answers.get((part_of(group), category), [])
+            none = asking.absent(category, others, rng, negated=0.0 if whole else 0.3)
             if none is not None:
                 asked.append((none, None))
         rng.shuffle(asked)
         for one, opposite in asked:
             yield {
-                "group": f"cuad/{filer(contract['title'])}",
+                "group": group,
                 "document": text,
                 "hypothesis": one.text,
                 "label": one.label,
@@ -139,33 +143,38 @@ def cuad_sentences(
     folder: Path,
     rng: random.Random,
     *,
+    part_of: Callable[[str], str],
     decided: int = 10,
     absent: int = 4,
     words: str | None = None,
 ) -> Iterator[Record]:
     """Sentences of a contract, with those that follow them, asked what they say and deny.
 
-    Of each contract at most `decided` sentences; `absent` rules are made of other contracts'.
-    `words` puts most rules in plain words.
+    Of each contract at most `decided` sentences; `absent` rules are made of those of other
+    contracts of its part. `words` puts most rules in plain words.
     """
     plain = PlainWords(read_jsonl(Path(words)) if words else (), where=words or "words")
     known: list[tuple[str, str, list[Sentence]]] = []
+    parts: dict[str, list[tuple[str, list[Sentence]]]] = defaultdict(list)
     for contract in read_jsonl(folder / CONTRACTS):
         found = list(sentences(contract["text"]))
         chosen = sorted(rng.sample(found, min(decided, len(found))), key=lambda one: one.start)
         if chosen:
-            known.append((filer(contract["title"]), contract["text"], chosen))
-    for name, text, own in known:
+            group = f"cuad/{filer(contract['title'])}"
+            known.append((group, contract["text"], chosen))
+            parts[part_of(group)].append((group, chosen))
+    for group, text, own in known:
+        part = parts[part_of(group)]
         strange = [
             one
-            for other, _, some in rng.sample(known, min(9, len(known)))
-            if other != name
+            for other, some in rng.sample(part, min(9, len(part)))
+            if other != group
             for one in some
         ]
         document, places = _with_what_follows(text, own)
         for rule, label, by in sentence_rules(own, strange, rng, absent=absent):
             yield {
-                "group": f"cuad/{name}",
+                "group": group,
                 "document": document,
                 "hypothesis": plain.of(rule) if plain and rng.random() < _PLAIN else rule,
                 "label": label,

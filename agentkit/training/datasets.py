@@ -50,16 +50,26 @@ LICENSES = {
 }
 
 
-def load_dataset(name: str, folder: Path, *, seed: int = 7, **options: Any) -> list[Record]:
+def load_dataset(
+    name: str,
+    folder: Path,
+    *,
+    seed: int = 7,
+    part_of: Callable[[str], str] = lambda group: "",
+    **options: Any,
+) -> list[Record]:
     """Records of a public data set. Raises `InputError` for an unknown id or a missing file.
 
     Every record has `group`: records of one group must never be split between training and
-    measuring.
+    measuring. `part_of` says which part a group is in: a record that is made of several groups'
+    texts takes them from one part.
     """
     if name not in _LOADERS:
         raise InputError(
             f"unknown data set {name!r}", hint=f"known data sets: {', '.join(sorted(_LOADERS))}"
         )
+    if name in _MIXING:
+        options["part_of"] = part_of
     try:
         return list(_LOADERS[name](folder, random.Random(seed), **options))
     except FileNotFoundError as error:
@@ -272,3 +282,5 @@ _LOADERS: dict[str, Callable[..., Iterator[Record]]] = {
     "tosdr_pages": _tosdr_pages,
     "tldrlegal": _tldrlegal,
 }
+_MIXING = frozenset({"cuad_rules", "cuad_sentences"})
+"""Those that put one group's words into another's records."""

@@ -6,10 +6,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import StrictUndefined, TemplateError, Undefined
 from jinja2.environment import TemplateExpression
@@ -99,7 +99,9 @@ def _read(source: DataSpec, seed: int, skill: Path, data_dir: Path) -> tuple[lis
     options = {
         key: str(skill / value) if key in _FILES else value for key, value in source.options.items()
     }
-    records = load_dataset(source.dataset, folder, seed=seed, **options)
+    records = load_dataset(
+        source.dataset, folder, seed=seed, part_of=partial(part_of, source=source), **options
+    )
     rows = [
         Row(_map(source.input, record), _map(source.expected, record), str(record["group"]))
         for record in records
@@ -150,12 +152,12 @@ def _split(rows: Sequence[Row], source: DataSpec) -> tuple[list[Row], list[Row],
 
     What is held out is so whatever the limit: raising it never trains on what was measured on.
     """
-    groups = dict.fromkeys(row.group for row in rows)
-    held = {group for group in groups if held_out(group, source)}
-    used = [group for group in groups if group not in held]
+    parts = {group: part_of(group, source) for group in dict.fromkeys(row.group for row in rows)}
+    held = {group for group, part in parts.items() if part == "holdout"}
+    used = [group for group in parts if group not in held]
     if source.limit is not None:
         used = sorted(used, key=_hash)[: source.limit]
-    tuning = {group for group in used if _hash("tuning/" + group) < source.tuning}
+    tuning = {group for group in used if parts[group] == "tuning"}
     train = set(used) - tuning
     return (
         [row for row in rows if row.group in train],
@@ -164,9 +166,11 @@ def _split(rows: Sequence[Row], source: DataSpec) -> tuple[list[Row], list[Row],
     )
 
 
-def held_out(group: str, source: DataSpec) -> bool:
-    """Whether rows of this group are kept out of training and tuning."""
-    return _hash("holdout/" + group) < source.holdout
+def part_of(group: str, source: DataSpec) -> Literal["holdout", "tuning", "train"]:
+    """What rows of this group are for, as far as the source's limit leaves them in."""
+    if _hash("holdout/" + group) < source.holdout:
+        return "holdout"
+    return "tuning" if _hash("tuning/" + group) < source.tuning else "train"
 
 
 def _hash(text: str) -> float:

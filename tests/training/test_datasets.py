@@ -349,6 +349,49 @@ def test_sentences_are_asked_what_they_say_and_what_they_deny(tmp_path: Path) ->
     assert {r["label"] for r in records} == {"Entailment", "Contradiction", "NotMentioned"}
 
 
+def test_what_is_asked_of_a_contract_comes_from_its_own_part(tmp_path: Path) -> None:
+    parties = ("Supplier", "Tenant", "Agent", "Carrier")
+    places = ("Texas", "Utah", "Iowa", "Ohio")
+    write(
+        tmp_path / "cuad" / "contracts.jsonl.gz",
+        [
+            {
+                "title": f"{party.upper()}_01",
+                "text": f"The {party} shall obey the laws of {place}. It is cold there.",
+                "labels": {
+                    "Law": {"clauses": [f"obey the laws of {place}"], "answer": place},
+                },
+            }
+            for party, place in zip(parties, places, strict=True)
+        ],
+    )
+    rules = tmp_path / "rules.jsonl"
+    texts = {False: "The law is that of {answer}.", True: "The law is that of {other}."}
+    write(rules, [{"category": "Law", "text": t, "negated": n} for n, t in texts.items()])
+
+    def part_of(group: str) -> str:
+        return "train" if group in ("cuad/supplier", "cuad/tenant") else "holdout"
+
+    for name, options, words in (
+        ("cuad_sentences", {"absent": 8}, parties),
+        ("cuad_rules", {"rules": str(rules), "whole": True}, places),
+    ):
+        records = load_dataset(name, tmp_path, part_of=part_of, **options)
+        asked: dict[str, set[str]] = {"train": set(), "holdout": set()}
+        for record in records:
+            said = f"{record['hypothesis']} {record.get('opposite')}"
+            asked[part_of(record["group"])] |= {word for word in words if word in said}
+        assert asked == {"train": {*words[:2]}, "holdout": {*words[2:]}}
+
+
+def test_rules_of_some_categories_are_left_out(contracts: Path, tmp_path: Path) -> None:
+    rules = tmp_path / "rules.jsonl"
+    names = ("Law", "Payment")
+    write(rules, [{"category": n, "text": f"{n} stands.", "negated": False} for n in names])
+    records = load_dataset("cuad_rules", contracts, rules=str(rules), without=["Payment"])
+    assert {record["category"] for record in records} == {"Law"}
+
+
 def test_sentences_without_conditions_are_restated(tmp_path: Path) -> None:
     text = (
         "(a) The Supplier shall deliver the goods to the port. It is cold.\n\n"
