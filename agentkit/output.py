@@ -18,7 +18,13 @@ from jsonschema import Draft202012Validator
 
 from agentkit.errors import InputError, OutputError
 from agentkit.skill.grounding import GROUNDED, grounded_schema, shown_text
-from agentkit.skill.manifest import ChoiceAnswer, Manifest, MarksAnswer, SpanLabel
+from agentkit.skill.manifest import (
+    ChoiceAnswer,
+    GenerateAnswer,
+    Manifest,
+    MarksAnswer,
+    SpanLabel,
+)
 from agentkit.skill.quoting import fill_quotes, filled_schema, written_schema
 from agentkit.types import Completion, EncodedPrompt, Json, Prompt, Reading
 
@@ -29,6 +35,8 @@ its peak."""
 _CUT = 0.5
 """From which probability on a label is given where neither skill nor head says."""
 
+_SCORE = "score"
+"""Output field of a choice's probability."""
 _AROUND = " \t\r\n\f\v,;:()[]\"'“”‘’"
 
 Answered = tuple[EncodedPrompt, Completion]
@@ -82,7 +90,22 @@ def generation_schema(manifest: Manifest, prompt: Prompt) -> dict[str, Json] | N
     narrowed: dict[str, Json] = grounded_schema(
         written_schema(manifest.output, len(prompt.spans)), shown_text(prompt)
     )
-    return narrowed
+    return _unscored(narrowed) if _scores(manifest) else narrowed
+
+
+def _scores(manifest: Manifest) -> bool:
+    """Whether a written output has the probability of what its head chose."""
+    properties = manifest.output.get("properties", {})
+    return isinstance(manifest.answer, GenerateAnswer) and (
+        manifest.answer.choice_field is not None and _SCORE in properties
+    )
+
+
+def _unscored(schema: Mapping[str, Json]) -> dict[str, Json]:
+    """The schema of what is written: a score is known, not written."""
+    known = {name: part for name, part in schema["properties"].items() if name != _SCORE}
+    required = [name for name in schema.get("required", ()) if name != _SCORE]
+    return {**schema, "properties": known, "required": required}
 
 
 def to_output(manifest: Manifest, answers: Sequence[Answered], *, all_scores: bool = False) -> Json:
@@ -121,7 +144,11 @@ def _written_output(manifest: Manifest, answered: Answered) -> Json:
         raise OutputError(
             f"the answer is not JSON: {error.msg}", where=f"skill {manifest.name}"
         ) from error
-    return fill_quotes(manifest.output, value, encoded.prompt.spans)
+    output = fill_quotes(manifest.output, value, encoded.prompt.spans)
+    reading = completion.reading
+    if _scores(manifest) and reading is not None and reading.choices is not None:
+        output[_SCORE] = round(float(reading.choices.max()), 4)
+    return output
 
 
 def _free(manifest: Manifest) -> bool:
@@ -146,7 +173,7 @@ def _choice_output(answer: ChoiceAnswer, answers: Sequence[Answered], all_scores
     best = int(scored[chosen].argmax())
     output: dict[str, Json] = {
         answer.field: answer.choices[best],
-        "score": round(float(scored[chosen][best]), 4),
+        _SCORE: round(float(scored[chosen][best]), 4),
     }
     if answer.evidence_field:
         evidence: list[Json] = []

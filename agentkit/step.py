@@ -386,8 +386,10 @@ def _request(skill: Skill, encoded: EncodedPrompt) -> Request:
                 temperature=limits.temperature,
                 top_p=limits.top_p,
                 stop=limits.stop,
+                beams=limits.beams,
             ),
             schema=generation_schema(manifest, encoded.prompt),
+            choice_field=answer.choice_field,
         )
     if isinstance(answer, ChoiceAnswer) and answer.scoring == "likelihood":
         return Request(encoded, adapter=skill.digest, choices=answer.choices)

@@ -169,6 +169,8 @@ class Generation:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    beams: int = 1
+    """Answers that are written side by side, of which the likeliest is given; 1 is greedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +232,7 @@ class Completion:
     """What the backbone with the active adapter answered, before validation.
 
     Exactly one of `text` (generated), `choices` (scored by likelihood, by name) and `reading`
-    (a task head's) is set.
+    (a task head's) is set, but for a text of which a head chose a part: that has its reading too.
     """
 
     usage: Usage
@@ -250,6 +252,9 @@ class Request:
     generation: Generation = Generation()
     schema: Mapping[str, Json] | None = None
     """JSON Schema that the generated text must meet."""
+    choice_field: str | None = None
+    """A property of the schema, an enum of texts, that the skill's choice head chooses before the
+    rest is written. A skill without one, and the bare backbone, write it themselves."""
     choices: tuple[str, ...] | None = None
     """Score these answers by their likelihood instead of generating."""
     read: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -145,6 +146,29 @@ def test_a_span_number_that_was_not_shown_is_an_output_error(number: int) -> Non
 def test_an_answer_outside_its_schema_is_an_output_error(answer: Any, message: str) -> None:
     with pytest.raises(OutputError, match=message):
         to_output(QUOTING, [(encode(), written(answer))])
+
+
+def test_a_field_that_a_head_chose_comes_with_its_probability() -> None:
+    output = {
+        "type": "object",
+        "properties": {
+            "tone": {"enum": ["calm", "rude"]},
+            "said": {"type": "string"},
+            "score": {"type": "number", "minimum": 0, "maximum": 1},
+        },
+        "required": ["tone", "said", "score"],
+    }
+    judge = manifest(output=output, answer={"kind": "generate", "choice_field": "tone"})
+    prompt = encode()
+    schema = generation_schema(judge, prompt.prompt)
+    assert schema is not None
+    assert [*schema["properties"]] == schema["required"] == ["tone", "said"]
+    answer = replace(
+        written({"tone": "rude", "said": "Go."}), reading=read(choices=[0.2, 0.8]).reading
+    )
+    assert to_output(judge, [(prompt, answer)]) == {"tone": "rude", "said": "Go.", "score": 0.8}
+    plain = manifest(output=output)
+    assert generation_schema(plain, prompt.prompt) == output
 
 
 # ---------------------------------------------------------------- choices

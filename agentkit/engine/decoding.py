@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from copy import copy
 from threading import Lock
 from typing import Any
 
@@ -31,6 +32,8 @@ MAX_STRING = 2000
 MAX_NUMBER = 10**15
 _KEPT_GRAMMARS = 64
 _FIRST_TRIES, _LATER_TRIES = 12, 2
+_TRIED = 32
+"""The best tokens are asked about one by one, so many of them, before the whole mask is made."""
 _COMPACT = {
     "item_separator": ",",
     "key_separator": ":",
@@ -179,6 +182,12 @@ class Constraint:
             )
         self._close = close
 
+    def copy(self) -> Constraint:
+        """One that goes on by itself from here."""
+        other = copy(self)
+        other._matcher, other._close = self._matcher.deep_copy(), list(self._close)
+        return other
+
     def choose(
         self, logits: Tensor, sample: Callable[[Tensor], int], *, greedy: bool = False
     ) -> int | None:
@@ -186,19 +195,43 @@ class Constraint:
 
         `greedy` says that `sample` takes the best one.
         """
+        if self._closing:
+            return self.take(None)
+        token = sample(logits) if greedy else None
+        if token is None or not self._allows(token):
+            token = sample(self._masked(logits))
+        return self.take(token)
+
+    def best(self, scores: Tensor, count: int) -> list[tuple[int | None, float]]:
+        """Of the tokens that are allowed the `count` best by scores `(vocabulary,)`, best first.
+
+        Where the output can only be closed, that is None, as `take` takes it, at no cost.
+        """
+        if self._closing:
+            return [(None, 0.0)]
+        found: list[tuple[int | None, float]] = []
+        values, tokens = scores.topk(_TRIED)
+        for token, value in zip(tokens.tolist(), values.tolist(), strict=True):
+            if self._allows(token):
+                found.append((token, value))
+                if len(found) == count:
+                    return found
+        if found:
+            return found
+        values, tokens = self._masked(scores).topk(count)
+        each = zip(tokens.tolist(), values.tolist(), strict=True)
+        return [(token, value) for token, value in each if value > -torch.inf]
+
+    def take(self, token: int | None) -> int | None:
+        """Go on by an allowed token; returns what was taken, None when the output ends here.
+
+        Given None, or a token after which no end would fit the limit, it closes the output.
+        """
         if not self._forced:
-            if self._left == 0:  # complete, though more could follow
-                self.done = True
+            if self._left == 0 or token in self._vocabulary.ends:
+                self.done = True  # complete, though more could follow
                 return None
-            token = sample(logits) if greedy else None
-            if token is None or not self._allows(token):
-                allowed = _bits(self._matcher.compute_bitmask(), self._vocabulary.size)
-                closed = ~torch.from_numpy(allowed).to(logits.device)
-                token = sample(logits.masked_fill(closed, -torch.inf))
-            if token in self._vocabulary.ends:
-                self.done = True
-                return None
-            if self._accept(token):
+            if token is not None and self._accept(token):
                 return token
             self._forced = True
         if not self._close:
@@ -210,6 +243,15 @@ class Constraint:
         self._left -= 1
         self.done = not self._close
         return token
+
+    @property
+    def _closing(self) -> bool:
+        return self._forced or self._left == 0
+
+    def _masked(self, scores: Tensor) -> Tensor:
+        """Scores of the tokens that are allowed, the others at minus infinity."""
+        allowed = _bits(self._matcher.compute_bitmask(), self._vocabulary.size)
+        return scores.masked_fill(~torch.from_numpy(allowed).to(scores.device), -torch.inf)
 
     def _allows(self, token: int) -> bool:
         """Whether the grammar's mask has the token, without the mask, which takes far longer.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 from agentkit.engine.backbone import SharedTokenizer
 
@@ -29,6 +30,12 @@ class Detokenizer:
         self._pieces: list[str] = []
         self.stopped = False
         """Whether a stop string was met; what follows it is dropped."""
+
+    def copy(self) -> Detokenizer:
+        """One that goes on by itself from here."""
+        other = copy(self)
+        other._ids, other._pieces = list(self._ids), list(self._pieces)
+        return other
 
     @property
     def text(self) -> str:

@@ -1,10 +1,14 @@
-"""One row of a batch that is being written."""
+"""Answers that are being written: a row of a batch each, or several for one by beam search."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
+from copy import copy
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from agentkit.engine.backbone import Backbone
@@ -14,95 +18,258 @@ from agentkit.engine.sampling import Sampler
 from agentkit.engine.tree import Tree
 from agentkit.types import Completion, Usage
 
+_WIDTH = 3.0
+"""Nats by which a beam may be less likely than the best one: one in twenty. What has lost more is
+hardly ever the answer, and most steps leave one beam, which costs no more than greedy writing."""
 
-class WritingRow:
-    """Stateful: the answer to one request, as far as it is written."""
 
-    def __init__(self, job: Job, tree: Tree, row: int, backbone: Backbone, cached: int) -> None:
-        self.job = job
-        self.tree = tree
-        self.row = row
-        """Its row in the tree."""
+class Draft:
+    """Stateful: an answer to one request, as far as it is written."""
+
+    def __init__(self, job: Job, backbone: Backbone) -> None:
         self.next: list[int] = []
-        """The tokens that were written last: one by its logits, then those that had to follow."""
-        self._sample = Sampler(job.request.generation)
-        self._constraint = job.constraint
+        """The tokens that were written last: a chosen one, then those that had to follow."""
+        self.finish: Literal["stop", "length", "schema"] | None = None
+        self.constraint = job.constraint
+        self._job = job
         self._ends = backbone.eos_ids
         # A stop string within constrained output would leave it unfinished.
         stop = () if job.constraint else job.request.generation.stop
         self._text = Detokenizer(backbone.tokenizer, stop)
         self._written = 0
-        self._cached = cached
-        self._finish: Literal["stop", "length", "schema"] | None = None
+
+    def copy(self) -> Draft:
+        """One that goes on by itself from here."""
+        other = copy(self)
+        other.constraint = self.constraint.copy() if self.constraint is not None else None
+        other._text = self._text.copy()
+        return other
+
+    def begin(self) -> str:
+        """Write the tokens that every answer begins with; the text that they release."""
+        return self._write(())
+
+    def choose(self, logits: Tensor, sample: Sampler) -> int | None:
+        """The next token by logits `(vocabulary,)`; None when the answer ends here."""
+        if self.constraint is not None:
+            return self.constraint.choose(logits, sample, greedy=sample.greedy)
+        return self._unless_end(sample(logits))
+
+    def best(self, scores: Tensor, count: int) -> list[tuple[int | None, float]]:
+        """The `count` best next tokens by scores `(vocabulary,)`, as `take` takes them."""
+        if self.constraint is not None:
+            return self.constraint.best(scores, count)
+        values, tokens = scores.topk(count)
+        return list(zip(tokens.tolist(), values.tolist(), strict=True))
+
+    def take(self, token: int | None) -> int | None:
+        """The token that is written if this one is taken; None when the answer ends with it."""
+        if self.constraint is not None:
+            return self.constraint.take(token)
+        return self._unless_end(token)
+
+    def add(self, token: int | None) -> str:
+        """Write a token that was chosen or taken, and those that have to follow."""
+        if token is None:
+            self.finish = "stop" if self.constraint is None else "schema"
+            return self._text.finish()
+        return self._write((token,))
+
+    def completion(self, cached: int) -> Completion:
+        usage = Usage(len(self._job.request.prompt.ids), self._written, cached)
+        return Completion(
+            usage=usage,
+            text=self._text.text,
+            reading=self._job.reading,
+            finish=self.finish or "stop",
+        )
+
+    def _unless_end(self, token: int | None) -> int | None:
+        return None if token in self._ends else token
+
+    def _write(self, chosen: Sequence[int]) -> str:
+        self._written += len(chosen)
+        text = "".join(map(self._text.add, chosen))
+        self.next = list(chosen)
+        self.finish = self._reason() if chosen else None
+        if self.finish is None and self.constraint is not None:
+            forced = self.constraint.forced()
+            self._written += len(forced)
+            text += "".join(map(self._text.add, forced))
+            self.next += forced
+        self.finish = self._reason()
+        return text if self.finish is None else text + self._text.finish()
+
+    def _reason(self) -> Literal["stop", "length", "schema"] | None:
+        if self.constraint is not None:
+            return "schema" if self.constraint.done else None
+        if self._text.stopped:
+            return "stop"
+        return "length" if self._written >= self._job.max_tokens else None
+
+
+class Writing(Protocol):
+    """A job that is being written, in one row of its tree or in more."""
+
+    job: Job
+    tree: Tree
+
+    @property
+    def waiting(self) -> list[tuple[int, list[int]]]:
+        """By row, the tokens that are to be computed next."""
 
     def begin(self) -> list[int]:
         """The tokens that every answer begins with; they are computed with the prompt."""
-        try:
-            self._write(self._forced())
-            self._finish = self._reason()
-            self._settle()
-        except BaseException as error:  # noqa: BLE001 -- a caller's on_text may raise anything
-            self.job.fail(as_ours(error))
-        return self.next
 
     def take(self, logits: Tensor) -> None:
-        """Write the next tokens by logits `(1, vocabulary)`; settle the job after the last ones.
+        """Write by logits `(rows that waited, vocabulary)`; settle the job after the last token.
 
         What a caller's `on_text` raises fails this job alone.
         """
+
+    def end(self) -> None:
+        """Give up its rows."""
+
+
+def writing(job: Job, tree: Tree, row: int, backbone: Backbone, cached: int) -> Writing:
+    """How a job is written, from a row of its tree that ends with its prompt."""
+    kind = WritingRow if job.request.generation.beams == 1 else Beams
+    return kind(job, tree, row, backbone, cached)
+
+
+class WritingRow:
+    """Stateful: an answer that is written token by token, each chosen once."""
+
+    def __init__(self, job: Job, tree: Tree, row: int, backbone: Backbone, cached: int) -> None:
+        self.job = job
+        self.tree = tree
+        self._row = row
+        self._draft = Draft(job, backbone)
+        self._sample = Sampler(job.request.generation)
+        self._cached = cached
+
+    @property
+    def waiting(self) -> list[tuple[int, list[int]]]:
+        return [(self._row, self._draft.next)]
+
+    def begin(self) -> list[int]:
         try:
-            self._advance(logits[0])
+            self._tell(self._draft.begin())
+        except BaseException as error:  # noqa: BLE001 -- a caller's on_text may raise anything
+            self.job.fail(as_ours(error))
+        return self._draft.next
+
+    def take(self, logits: Tensor) -> None:
+        try:
+            self._tell(self._draft.add(self._draft.choose(logits[0], self._sample)))
         except BaseException as error:  # noqa: BLE001 -- a caller's on_text may raise anything
             self.job.fail(as_ours(error))
 
+    def end(self) -> None:
+        self.tree.packed.end(self._row)
+
+    def _tell(self, text: str) -> None:
+        if text and self.job.request.on_text is not None:
+            self.job.request.on_text(text)
+        if self._draft.finish is not None:
+            self.job.finish(self._draft.completion(self._cached))
+
+
+@dataclass(frozen=True, slots=True)
+class _Beam:
+    """A draft, the row that it is written in, and its log-likelihood in nats.
+
+    Tokens that had to follow count as certain.
+    """
+
+    draft: Draft
+    row: int
+    score: float
+
+
+class Beams:
+    """Stateful: the likeliest of several answers that are written side by side.
+
+    Beams share the tokens that they have in common. Those far behind the best are given up
+    (relative pruning, https://arxiv.org/abs/1702.01806), and as a likelihood only falls, no more
+    is written once the best finished answer leads.
+    """
+
+    def __init__(self, job: Job, tree: Tree, row: int, backbone: Backbone, cached: int) -> None:
+        self.job = job
+        self.tree = tree
+        self._most = job.request.generation.beams
+        self._beams = [_Beam(Draft(job, backbone), row, 0.0)]
+        self._done: tuple[Draft, float] | None = None
+        self._cached = cached
+
+    @property
+    def waiting(self) -> list[tuple[int, list[int]]]:
+        return [(beam.row, beam.draft.next) for beam in self._beams]
+
+    def begin(self) -> list[int]:
+        draft = self._beams[0].draft
+        try:
+            draft.begin()
+            if draft.finish is not None:
+                self._settle(draft)
+        except BaseException as error:  # noqa: BLE001 -- a caller's on_text may raise anything
+            self.job.fail(as_ours(error))
+        return draft.next
+
+    def take(self, logits: Tensor) -> None:
+        try:
+            self._advance(logits)
+            if not self._beams and self._done is not None:
+                self._settle(self._done[0])
+        except BaseException as error:  # noqa: BLE001 -- a caller's on_text may raise anything
+            self.job.fail(as_ours(error))
+
+    def end(self) -> None:
+        for beam in self._beams:
+            self.tree.packed.end(beam.row)
+
     def _advance(self, logits: Tensor) -> None:
-        token = self._choose(logits)
-        if token is not None:
-            self._write([token])
-            self._finish = self._reason()
-            if self._finish is None:
-                forced = self._forced()
-                self._write(forced, after=[token])
-                self._finish = self._reason()
-        self._settle()
+        before = self._beams
+        scores = torch.log_softmax(logits.float(), dim=-1)
+        found = [
+            (beam.score + gain, beam, token)
+            for beam, own in zip(before, scores, strict=True)
+            for token, gain in beam.draft.best(own, self._most)
+        ]
+        found.sort(key=lambda one: -one[0])
+        least = found[0][0] - _WIDTH
+        drafts: list[tuple[_Beam, Draft, float]] = []
+        for score, beam, token in found:
+            if self._done is not None:
+                least = max(least, self._done[1])
+            if len(drafts) == self._most or score < least:
+                break
+            draft = beam.draft.copy()
+            draft.add(draft.take(token))
+            if draft.finish is None:
+                drafts.append((beam, draft, score))
+            else:
+                self._done = draft, score
+        self._beams = self._placed(before, drafts)
 
-    def _settle(self) -> None:
-        if self._finish is not None:
-            self._tell(self._text.finish())
-            self.job.finish(self._completion())
+    def _placed(
+        self, before: Sequence[_Beam], drafts: Sequence[tuple[_Beam, Draft, float]]
+    ) -> list[_Beam]:
+        """The drafts, each in its beam's row or a fork of it; rows that none is in are ended."""
+        packed = self.tree.packed
+        heirs = Counter(beam.row for beam, _, _ in drafts)
+        placed = [
+            _Beam(draft, beam.row if heirs[beam.row] == 1 else packed.fork(beam.row), score)
+            for beam, draft, score in drafts
+        ]
+        for beam in before:
+            if heirs[beam.row] != 1:
+                packed.end(beam.row)
+        return placed
 
-    def _forced(self) -> list[int]:
-        return self._constraint.forced() if self._constraint is not None else []
-
-    def _write(self, tokens: list[int], after: Sequence[int] = ()) -> None:
-        self.next = [*after, *tokens]
-        self._written += len(tokens)
-        for token in tokens:
-            self._tell(self._text.add(token))
-
-    def _choose(self, logits: Tensor) -> int | None:
-        if self._constraint is not None:
-            token = self._constraint.choose(logits, self._sample, greedy=self._sample.greedy)
-            if token is None:
-                self._finish = "schema"
-            return token
-        token = self._sample(logits)
-        if token in self._ends:
-            self._finish = "stop"
-            return None
-        return token
-
-    def _reason(self) -> Literal["stop", "length", "schema"] | None:
-        if self._constraint is not None:
-            return "schema" if self._constraint.done else None
-        if self._text.stopped:
-            return "stop"
-        return "length" if self._written >= self.job.max_tokens else None
-
-    def _tell(self, piece: str) -> None:
-        if piece and self.job.request.on_text is not None:
-            self.job.request.on_text(piece)
-
-    def _completion(self) -> Completion:
-        usage = Usage(len(self.job.request.prompt.ids), self._written, self._cached)
-        return Completion(usage=usage, text=self._text.text, finish=self._finish or "stop")
+    def _settle(self, draft: Draft) -> None:
+        completion = draft.completion(self._cached)
+        if completion.text and self.job.request.on_text is not None:
+            self.job.request.on_text(completion.text)
+        self.job.finish(completion)

@@ -29,7 +29,7 @@ from agentkit.engine.prefix import GrowingCache
 from agentkit.errors import AdapterError
 from agentkit.prompt import frame_of
 from agentkit.skill.folder import Skill
-from agentkit.skill.manifest import ChoiceAnswer, Manifest, MarksAnswer
+from agentkit.skill.manifest import Manifest, MarksAnswer
 
 _PROBE_TOKENS = 16
 
@@ -253,9 +253,9 @@ def _check_answers(head: Head, manifest: Manifest, where: str) -> None:
     answer = manifest.answer
     gives: tuple[int, ...]
     wants: tuple[int, ...]
-    if isinstance(answer, ChoiceAnswer) and answer.scoring == "head":
+    if manifest.head_choices:
         gives = (head.choice.out_features,) if isinstance(head, ChoiceHead) else ()
-        wants = (len(answer.choices),)
+        wants = (len(manifest.head_choices),)
     elif isinstance(answer, MarksAnswer):
         gives = ()
         if isinstance(head, SpanLabelHead):

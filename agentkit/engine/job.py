@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import count
 
-from agentkit.adapters.heads import SpanLabelHead
+from agentkit.adapters.heads import ChoiceHead, SpanLabelHead
 from agentkit.engine.backbone import Backbone
 from agentkit.engine.decoding import Constraint, Grammars
 from agentkit.engine.install import LoadedSkill
@@ -14,7 +15,7 @@ from agentkit.engine.packed import Piece
 from agentkit.engine.reading import scope
 from agentkit.engine.scheduler import SHARED_LEAST, Kind, TreeKey, Waiting
 from agentkit.errors import AdapterError, AgentkitError, EngineError, LimitError
-from agentkit.types import Completion, EncodedPrompt, Request
+from agentkit.types import Completion, EncodedPrompt, Reading, Request
 
 _APART = 256
 """Tokens from which a row without a prefix is kept from others: each would see through masks."""
@@ -40,6 +41,10 @@ class Job:
     """Token ids of each choice to score."""
     constraint: Constraint | None = None
     """Where the output is in its grammar, if it has a schema."""
+    narrowed: Callable[[int], Constraint] | None = None
+    """Makes the constraint of what is written once the head has chosen, by the choice's number."""
+    reading: Reading | None = None
+    """What the head said of a job that is written afterwards."""
     future: Future[Completion] = field(default_factory=Future)
 
     @property
@@ -104,7 +109,7 @@ def make_job(
     kind: Kind = "generate"
     max_tokens = 0
     choices: tuple[tuple[int, ...], ...] = ()
-    constraint = None
+    constraint = narrowed = None
     if request.read:
         kind = "read"
         if head is None:
@@ -117,7 +122,10 @@ def make_job(
             raise LimitError(f"prompt and choice have {longest} tokens, the context {room}")
     else:
         max_tokens = _answer_limit(request, total, context)
-        if request.schema is not None:
+        if isinstance(head, ChoiceHead) and request.choice_field is not None:
+            kind = "read"
+            narrowed = _narrowing(request, grammars, max_tokens)
+        elif request.schema is not None:
             constraint = grammars.constraint(request.schema, max_tokens)
     prefix, stem = _layout(prompt, kind, skill)
     taken = 0
@@ -128,8 +136,23 @@ def make_job(
     if not prefix and (skill is None or skill.prefix_states is None):
         whose = None  # without a prefix nothing of an adapter's is shared, and any rows go together
     key = TreeKey(whose, prompt.ids[:prefix], apart)
-    waiting = Waiting(key, taken, brief=kind != "generate")
-    return Job(request, skill, kind, waiting, stem, max_tokens, choices, constraint)
+    waiting = Waiting(key, taken, brief=max_tokens == 0)
+    return Job(request, skill, kind, waiting, stem, max_tokens, choices, constraint, narrowed)
+
+
+def _narrowing(
+    request: Request, grammars: Grammars, max_tokens: int
+) -> Callable[[int], Constraint]:
+    """What makes the constraint of a request whose field `choice_field` has been chosen."""
+    schema, field = dict(request.schema or {}), request.choice_field
+    properties = schema.get("properties", {})
+    choices = properties.get(field, {}).get("enum", ())
+
+    def narrowed(choice: int) -> Constraint:
+        known = {**properties, field: {"const": choices[choice]}}
+        return grammars.constraint({**schema, "properties": known}, max_tokens)
+
+    return narrowed
 
 
 def _layout(prompt: EncodedPrompt, kind: Kind, skill: LoadedSkill | None) -> tuple[int, int]:
@@ -151,7 +174,9 @@ def _layout(prompt: EncodedPrompt, kind: Kind, skill: LoadedSkill | None) -> tup
 
 
 def _answer_limit(request: Request, total: int, context: int) -> int:
-    wanted = request.generation.max_tokens
+    wanted, beams = request.generation.max_tokens, request.generation.beams
+    if beams < 1 or (beams > 1 and request.generation.temperature > 0):
+        raise LimitError(f"beams is {beams}; it must be 1 or, at temperature 0, more")
     if not 0 < wanted <= context:
         raise LimitError(f"max_tokens is {wanted}; it must be from 1 to the context's {context}")
     if total >= context:

@@ -14,13 +14,14 @@ from agentkit.engine.activation import Slots
 from agentkit.engine.answers import Scoring, chosen, labelled
 from agentkit.engine.backbone import Backbone
 from agentkit.engine.forward import hidden_states, logits
-from agentkit.engine.generation import WritingRow
+from agentkit.engine.generation import Writing, writing
 from agentkit.engine.job import Job, as_ours
 from agentkit.engine.prefix import PrefixCache, PrefixStates
 from agentkit.engine.reading import CHUNK, WHOLE, Reader, scope
 from agentkit.engine.scheduler import TreeKey
 from agentkit.engine.tree import Stem, Tree
-from agentkit.errors import EngineError
+from agentkit.errors import AgentkitError, EngineError
+from agentkit.types import Reading
 
 _BRIEF = 128
 """Tokens up to which a stem is computed together with its first question. By itself it would take
@@ -80,7 +81,7 @@ class Runner:
         self._trees: dict[TreeKey, Tree] = {}
         self._openings: list[_Opening] = []
         self._ready: list[_Entry] = []
-        self._writing: list[WritingRow] = []
+        self._writing: list[Writing] = []
 
     @property
     def idle(self) -> bool:
@@ -245,7 +246,6 @@ class Runner:
                 self._read_tree(tree, entries)
             except BaseException as error:  # noqa: BLE001 -- it is raised where the futures are waited for
                 self._fail(tree, error, [entry.job for entry in entries])
-            tree.rows -= len(entries)
 
     def _read_tree(self, tree: Tree, entries: Sequence[_Entry]) -> None:
         document = _hidden(tree.root, self._backbone)
@@ -259,12 +259,33 @@ class Runner:
         grown = document
         if tree.packed.ids:
             grown = hidden_states(self._backbone, self._slots, tree.packed)
-        for entry, end in zip(entries, ends, strict=True):
+        for entry, row, end in zip(entries, rows, ends, strict=True):
             asked = entry.job.branch_length
             question = grown[end - asked + 1 : end + 1] if asked else self._last_state(entry)
-            entry.job.finish(chosen(entry.job, document, question, entry.cached))
-        for row in rows:
-            tree.packed.end(row)
+            completion = chosen(entry.job, document, question, entry.cached)
+            if entry.job.narrowed is None:
+                entry.job.finish(completion)
+            else:
+                self._begin_chosen(entry, row, completion.reading)
+            if entry.job.future.done():
+                tree.packed.end(row)
+                tree.rows -= 1
+
+    def _begin_chosen(self, entry: _Entry, row: int, reading: Reading | None) -> None:
+        """Have a job written in the row that it was read in, now that its head has chosen."""
+        job = entry.job
+        try:
+            if job.narrowed is None or reading is None or reading.choices is None:
+                raise EngineError("no head has chosen what is to be written")
+            job.reading = reading
+            job.constraint = job.narrowed(int(reading.choices.argmax()))
+        except AgentkitError as error:
+            job.fail(error)
+            return
+        one = writing(job, entry.tree, row, self._backbone, entry.cached)
+        one.begin()
+        if not job.future.done():
+            self._writing.append(one)
 
     def _last_state(self, entry: _Entry) -> Tensor:
         job = entry.job
@@ -284,16 +305,19 @@ class Runner:
 
     def _write(self) -> None:
         wanted: dict[TreeKey, _Wanted] = defaultdict(_Wanted)
-        going: list[WritingRow] = []
+        going: list[Writing] = []
         # Rows of one skill side by side are adapted by one product.
-        for row in sorted(self._writing, key=lambda row: row.job.slot or 0):
-            if self._interrupted(row.job):
-                row.tree.packed.end(row.row)
-                row.tree.rows -= 1
+        for one in sorted(self._writing, key=lambda one: one.job.slot or 0):
+            if self._interrupted(one.job):
+                one.end()
+                one.tree.rows -= 1
             else:
-                going.append(row)
-                at = row.tree.packed.append(row.row, (row.job.slot, row.next))
-                wanted[row.job.key].add([at], row.take)
+                going.append(one)
+                at = [
+                    one.tree.packed.append(row, (one.job.slot, tokens))
+                    for row, tokens in one.waiting
+                ]
+                wanted[one.job.key].add(at, one.take)
         for entry in self._ready:
             if self._interrupted(entry.job):
                 entry.tree.rows -= 1
@@ -304,21 +328,21 @@ class Runner:
                 wanted[entry.job.key].add(scoring.at, scoring.take)
                 entry.tree.rows -= 1
             else:
-                writing = WritingRow(entry.job, entry.tree, number, self._backbone, entry.cached)
-                going.append(writing)
-                begun = (entry.job.slot, writing.begin())
+                one = writing(entry.job, entry.tree, number, self._backbone, entry.cached)
+                going.append(one)
+                begun = (entry.job.slot, one.begin())
                 if entry.job.future.done():  # its schema leaves no choice at all
                     continue
-                at = entry.tree.packed.append(number, *entry.job.branch, begun)
-                wanted[entry.job.key].add([at], writing.take)
+                last = entry.tree.packed.append(number, *entry.job.branch, begun)
+                wanted[entry.job.key].add([last], one.take)
         self._ready, self._writing = [], going
         if wanted:
             self._compute(wanted)
-        for row in self._writing:
-            if row.job.future.done():
-                row.tree.packed.end(row.row)
-                row.tree.rows -= 1
-        self._writing = [row for row in self._writing if not row.job.future.done()]
+        for one in self._writing:
+            if one.job.future.done():
+                one.end()
+                one.tree.rows -= 1
+        self._writing = [one for one in self._writing if not one.job.future.done()]
 
     def _compute(self, wanted: dict[TreeKey, _Wanted]) -> None:
         trees = [self._trees[key] for key in wanted]
@@ -333,9 +357,9 @@ class Runner:
             for tree in trees:
                 self._fail(tree, error, [])
             return
-        for one, rows in zip(wanted.values(), found, strict=True):
+        for asked, rows in zip(wanted.values(), found, strict=True):
             at = 0
-            for count, take in one.takers:
+            for count, take in asked.takers:
                 take(rows[at : at + count])
                 at += count
 

@@ -94,7 +94,7 @@ def scorer_for(manifest: Manifest, text_of: TextOf) -> Scorer:
         return ChoiceScorer(answer)
     if isinstance(answer, MarksAnswer):
         return MarksScorer(answer, text_of)
-    return TextScorer(manifest.output)
+    return TextScorer(manifest.output, answer.choice_field)
 
 
 def _add(scorer: Scorer, row: Row, prediction: Prediction, at: int) -> None:

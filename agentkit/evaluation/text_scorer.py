@@ -19,10 +19,11 @@ class TextScorer:
     A field whose schema lists its values is a label (`accuracy`, `macro_f1`), one that is another
     string is text: `rouge_l` (mean), and `supported`, the share of the numbers, names and dates of
     all written texts that stand in their input. With several fields of a sort the figures bear
-    their names (`accuracy.grade`). Other fields are not measured.
+    their names (`accuracy.grade`). Where `chosen` names a label that comes with a `score`, there
+    are `ece` and `brier` of it. Other fields are not measured.
     """
 
-    def __init__(self, schema: Mapping[str, Any]) -> None:
+    def __init__(self, schema: Mapping[str, Any], chosen: str | None = None) -> None:
         parts = schema.get("properties") or {"": schema}
         self._labels = {name: _values(part) for name, part in parts.items() if _values(part)}
         self._texts = [
@@ -35,6 +36,9 @@ class TextScorer:
         self._rouge: dict[str, list[float]] = {name: [] for name in self._texts}
         self._facts: dict[str, list[tuple[int, int]]] = {name: [] for name in self._texts}
         """Per row how many facts the text gives, and how many of them are in the input."""
+        self._chosen = chosen
+        self._confidence: list[float] = []
+        """Per row, of the label that was chosen; not a number where there is none."""
 
     def add(self, input: Json, expected: Json, prediction: Prediction) -> None:
         given = words_of(input)
@@ -43,6 +47,8 @@ class TextScorer:
             # A row that does not say what is right has no class, and counts nowhere.
             self._gold[name].append(values.index(gold) if gold in values else -1)
             self._said[name].append(values.index(said) if said in values else -1)
+        score = _part(prediction.output, "score") if self._chosen else None
+        self._confidence.append(float(score) if isinstance(score, int | float) else np.nan)
         for name in self._texts:
             gold, said = _part(expected, name), _part(prediction.output, name)
             written = said if isinstance(said, str) else ""
@@ -57,6 +63,8 @@ class TextScorer:
             counts = self._confusion(name, weights)
             figures[self._called("accuracy", name, self._labels)] = classes.accuracy(counts)
             figures[self._called("macro_f1", name, self._labels)] = classes.macro_f1(counts)
+        if self._chosen is not None:
+            figures |= self._trust(self._chosen, weights)
         for name in self._texts:
             rouge = np.array(self._rouge[name])
             known = weights * ~np.isnan(rouge)
@@ -69,6 +77,20 @@ class TextScorer:
                 float(facts[1] / facts[0]) if facts[0] else None
             )
         return figures
+
+    def _trust(self, name: str, weights: Weights) -> dict[str, float | None]:
+        """How far the confidence in a label is the share of it that is right."""
+        gold, said = np.array(self._gold[name]), np.array(self._said[name])
+        sure = np.array(self._confidence)
+        known = (gold >= 0) & (said >= 0) & ~np.isnan(sure)
+        if not known.any():
+            return {}
+        right, counted = (gold == said).astype(np.float64), np.asarray(weights) * known
+        sure = np.nan_to_num(sure)
+        return {
+            "ece": classes.calibration_error(sure, right, counted),
+            "brier": classes.brier(sure, right, counted),
+        }
 
     def _confusion(self, name: str, weights: Weights) -> Floats:
         gold = np.array(self._gold[name], dtype=np.int64)

@@ -271,9 +271,7 @@ def _require_adapter(folder: Path) -> None:
 
 def _require_head(manifest: Manifest, head: bool, folder: Path, *, alone: bool) -> None:
     answer = manifest.answer
-    needs = isinstance(answer, MarksAnswer) or (
-        isinstance(answer, ChoiceAnswer) and answer.scoring == "head"
-    )
+    needs = isinstance(answer, MarksAnswer) or bool(manifest.head_choices)
     if needs and not head:
         hint = "train the skill"
         if isinstance(answer, ChoiceAnswer):

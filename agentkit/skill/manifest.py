@@ -26,6 +26,10 @@ class GenerateAnswer(_Frozen):
     """Write the output. JSON that the output schema constrains, or free text if it is a string."""
 
     kind: Literal["generate"] = "generate"
+    choice_field: str | None = None
+    """Output field, an enumeration, that a task head chooses before the rest is written to fit. It
+    reads the whole question: surer than the first token that would be written of it. If the output
+    has a `score`, that gets its probability."""
 
 
 class ChoiceAnswer(_Frozen):
@@ -135,6 +139,15 @@ class GenerationDefaults(_Frozen):
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     stop: tuple[str, ...] = ()
+    beams: int = Field(default=1, ge=1, le=16)
+    """Answers that are written side by side, of which the likeliest is given: surer where the
+    skill wavers between a few, and slower by what it wavers. Only at temperature 0."""
+
+    @model_validator(mode="after")
+    def _searches_or_samples(self) -> GenerationDefaults:
+        if self.beams > 1 and self.temperature > 0:
+            raise ValueError("beams search for the likeliest answer: they need temperature 0")
+        return self
 
 
 class MetricFloor(_Frozen):
@@ -169,3 +182,24 @@ class Manifest(_Frozen):
     backbones: tuple[str, ...] = ()
     """Other backbone fingerprints that the adapter is declared compatible with."""
     metrics: dict[str, MetricFloor] = Field(default_factory=dict)
+
+    @property
+    def head_choices(self) -> tuple[str, ...]:
+        """What a choice head picks from; empty where the skill has none."""
+        answer = self.answer
+        if isinstance(answer, ChoiceAnswer):
+            return answer.choices if answer.scoring == "head" else ()
+        if isinstance(answer, GenerateAnswer) and answer.choice_field is not None:
+            field = self.output.get("properties", {}).get(answer.choice_field, {})
+            return tuple(field.get("enum", ()))
+        return ()
+
+    @model_validator(mode="after")
+    def _chooses_among_texts(self) -> Manifest:
+        field = self.answer.choice_field if isinstance(self.answer, GenerateAnswer) else None
+        choices = self.head_choices
+        if field and (len(set(choices)) < 2 or not all(isinstance(one, str) for one in choices)):
+            raise ValueError(
+                f"answer.choice_field is {field!r}: output.properties needs it, an enum of texts"
+            )
+        return self

@@ -195,9 +195,12 @@ prompt:
 
 answer:
   kind: generate
+  # choice_field: tone  # have a trained head choose this label; an output field `score` gets how
+  #                       sure it is
 
 generation:
   max_tokens: 96
+  # beams: 4            # write the likeliest of several answers; slower where it wavers
 """
 
 _HEAD: Mapping[Kind, str] = MappingProxyType({"choice": _CHOICE, "marks": _MARKS, "text": _TEXT})

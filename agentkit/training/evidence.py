@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -91,7 +92,7 @@ def load_groups(
     """
     groups: list[Asked] = []
     for split, skip in (("train_full_50", 0), ("train_evidence", _FIRST_WHOLE)):
-        options = {"split": split, "skip": skip}
+        options: dict[str, Any] = {"split": split, "skip": skip}
         plain = load_dataset("contract_nli", folder, seed=seed, **options)
         names = [record["hypothesis"] for record in plain]
         whole = split != "train_evidence"

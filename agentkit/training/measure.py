@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from agentkit.adapters.heads import ChoiceHead, SpanLabelHead
-from agentkit.skill.manifest import ChoiceAnswer, Manifest, MarksAnswer
+from agentkit.skill.manifest import Manifest, MarksAnswer
 from agentkit.training.lower import LowerStates
 from agentkit.training.model import PackModel, choice_features, label_features, pairs
 from agentkit.training.packs import Pack
@@ -35,14 +35,21 @@ def measure_packs(
     if not packs:
         return {}
     model.eval()
-    if isinstance(model.head, ChoiceHead) and isinstance(manifest.answer, ChoiceAnswer):
-        return _choices(model, model.head, packs, states, manifest.answer)
     if isinstance(model.head, SpanLabelHead) and isinstance(manifest.answer, MarksAnswer):
         spans, span_gold, tokens, token_gold = _label_scores(model, model.head, packs, states)
         return _labels(spans, span_gold, tokens, token_gold, manifest.answer)
-    losses = [(float(model(p, states.get(p))["loss"]), len(p.targets)) for p in packs]
-    total = sum(count for _, count in losses)
-    return {"loss": round(sum(loss * count for loss, count in losses) / total, 4)}
+    figures: dict[str, Any] = {}
+    if isinstance(model.head, ChoiceHead):
+        figures |= _choices(model, model.head, packs, states, manifest.head_choices)
+    texts = [pack for pack in packs if pack.targets]
+    if texts:
+        losses = [
+            float(model.text_loss(pack, model.states(pack, states.get(pack)))) for pack in texts
+        ]
+        figures["loss"] = round(
+            float(np.average(losses, weights=[len(p.targets) for p in texts])), 4
+        )
+    return figures
 
 
 def _choices(
@@ -50,7 +57,7 @@ def _choices(
     head: ChoiceHead,
     packs: Sequence[Pack],
     states: LowerStates,
-    answer: ChoiceAnswer,
+    choices: Sequence[str],
 ) -> dict[str, Any]:
     said: list[int] = []
     gold: list[int] = []
@@ -78,10 +85,10 @@ def _choices(
         figures["evidence_average_precision"] = round(
             float(average_precision_score(truth, np.concatenate(scores))), 4
         )
-    labels = range(len(answer.choices))
+    labels = range(len(choices))
     per_class = f1_score(gold, said, average=None, labels=labels, zero_division=0)
     figures["f1"] = {
-        name: round(float(score), 4) for name, score in zip(answer.choices, per_class, strict=True)
+        name: round(float(score), 4) for name, score in zip(choices, per_class, strict=True)
     }
     return figures
 

@@ -60,10 +60,16 @@ class PackModel(nn.Module):
 
     def loss(self, pack: Pack, states: Tensor) -> Tensor:
         """What is to be learnt from a pack, given its states."""
-        if isinstance(self.head, ChoiceHead):
-            return self._choice_loss(pack, states, self.head)
         if isinstance(self.head, SpanLabelHead):
             return self._marks_loss(pack, states, self.head)
+        adapted = len(self.decoder.layers) > 0  # what is written never changes under a head alone
+        loss = self.text_loss(pack, states) if pack.targets and adapted else torch.zeros(())
+        if isinstance(self.head, ChoiceHead):
+            loss = loss + self._choice_loss(pack, states, self.head)
+        return loss
+
+    def text_loss(self, pack: Pack, states: Tensor) -> Tensor:
+        """How unlikely the tokens to be written are, in nats a token."""
         at = torch.tensor([index for index, _ in pack.targets])
         tokens = torch.tensor([token for _, token in pack.targets])
         logits = self._unembed[0](states[at]).float()
@@ -72,7 +78,7 @@ class PackModel(nn.Module):
     def _choice_loss(self, pack: Pack, states: Tensor, head: ChoiceHead) -> Tensor:
         choices, evidence = head(*choice_features(pack, states))
         loss = functional.cross_entropy(choices, torch.tensor(pack.choice))
-        if self._evidence_weight:
+        if self._evidence_weight and evidence.shape[1]:
             gold = pairs(pack.evidence, *evidence.shape)
             # The null slot is right where no span is. Of several right spans any may be found.
             right = torch.cat([(gold.sum(dim=1, keepdim=True) == 0).float(), gold], dim=1)

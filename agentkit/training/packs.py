@@ -30,7 +30,7 @@ from agentkit.prompt import (
 )
 from agentkit.retrieval.spans import split_spans
 from agentkit.skill.grounding import grounded_answer, shown_text
-from agentkit.skill.manifest import ChoiceAnswer, Manifest, MarksAnswer
+from agentkit.skill.manifest import ChoiceAnswer, GenerateAnswer, Manifest, MarksAnswer
 from agentkit.skill.quoting import number_quotes
 from agentkit.training.rows import Row
 from agentkit.types import Document, EncodedPrompt, Json, Prompt, PromptSpan
@@ -252,8 +252,23 @@ class Packer:
                 packs.append(pack)
             before = encoded.invocation_start - encoded.question_start
             start = self._append(pack, [*asked, *said[:-1]], before, number)
-            pack.targets += [(start + len(asked) - 1 + i, token) for i, token in enumerate(said)]
+            last = start + len(asked) - 1
+            pack.targets += [(last + i, token) for i, token in enumerate(said)]
+            if self.manifest.head_choices:
+                pack.answer_at.append(last)
+                pack.choice.append(self._chosen(row, number))
         return packs
+
+    def _chosen(self, row: Row, number: int) -> int:
+        """Which of the head's choices a written answer has."""
+        answer, choices = self.manifest.answer, self.manifest.head_choices
+        field = answer.choice_field if isinstance(answer, GenerateAnswer) else None
+        said = row.expected.get(field) if isinstance(row.expected, dict) and field else None
+        if said not in choices:
+            raise InputError(
+                f"{field} is {said!r}, not one of {', '.join(choices)}", where=f"row {number}"
+            )
+        return choices.index(said)
 
     def _answer_ids(self, row: Row, prompt: Prompt) -> list[int]:
         text, spans = row.expected, prompt.spans

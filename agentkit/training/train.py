@@ -31,7 +31,7 @@ from agentkit.adapters.tensor_file import BACKBONE_KEY
 from agentkit.errors import InputError, SkillError
 from agentkit.prompt import frame_of
 from agentkit.settings import Settings
-from agentkit.skill.manifest import ChoiceAnswer, Manifest, MarksAnswer
+from agentkit.skill.manifest import Manifest, MarksAnswer
 from agentkit.skill.manifest_files import read_manifest
 from agentkit.training.backbone import decoder_of, load_frozen
 from agentkit.training.fitting import checkpoint_key, fit
@@ -201,8 +201,8 @@ def _invocation(tokenizer: Any) -> list[int]:
 
 def _new_head(manifest: Manifest, hidden: int) -> Head | None:
     answer = manifest.answer
-    if isinstance(answer, ChoiceAnswer) and answer.scoring == "head":
-        return ChoiceHead(hidden, len(answer.choices))
+    if manifest.head_choices:
+        return ChoiceHead(hidden, len(manifest.head_choices))
     if isinstance(answer, MarksAnswer):
         units = [label.unit for label in answer.labels]
         return SpanLabelHead(hidden, units.count("sentence"), units.count("token"))

@@ -185,6 +185,18 @@ def test_labels_and_texts_of_an_object_are_measured_apart(text_manifest: Manifes
     assert scorer.figures(np.array([1.0, 0.0]))["supported"] == 1.0
 
 
+def test_how_sure_a_chosen_label_is_is_measured_where_it_is_said(text_manifest: Manifest) -> None:
+    scorer = TextScorer(text_manifest.output, "grade")
+    for gold, score in (("good", 0.9), ("bad", 0.7), (None, 0.1)):
+        expected = {"said": "x"} if gold is None else {"grade": gold}
+        scorer.add({}, expected, Prediction({"grade": "good", "said": "x", "score": score}))
+    scorer.add({}, {"grade": "good"}, Prediction(None, error="x"))
+    figures = scorer.figures(ones(4))
+    assert figures["ece"] == pytest.approx((0.1 + 0.7) / 2)
+    assert figures["brier"] == pytest.approx((0.1**2 + 0.7**2) / 2)
+    assert "ece" not in TextScorer(text_manifest.output).figures(ones(0))
+
+
 def test_several_fields_of_a_sort_bear_their_names() -> None:
     schema = {"properties": {name: {"type": "string"} for name in ("one", "other")}}
     scorer = TextScorer(schema)

@@ -59,6 +59,16 @@ def _text_rows() -> list[dict[str, Any]]:
     ]
 
 
+def _chosen_rows() -> list[dict[str, Any]]:
+    return [
+        {
+            "input": {"thing": thing},
+            "expected": {"colour": COLOURS[at % 2], "said": COLOURS[at % 2]},
+        }
+        for at, thing in enumerate(THINGS * 3)
+    ]
+
+
 def _likelihood_rows() -> list[dict[str, Any]]:
     return [
         {"input": {"thing": thing}, "expected": {"colour": COLOURS[at % 2]}}
@@ -111,6 +121,24 @@ KINDS: dict[str, tuple[dict[str, Any], Callable[[], list[dict[str, Any]]]]] = {
             "generation": {"max_tokens": 60},
         },
         _text_rows,
+    ),
+    "chosen": (
+        {
+            "input": {"type": "object", "properties": THING, "required": ["thing"]},
+            "output": {
+                "type": "object",
+                "properties": {
+                    "colour": {"enum": [*COLOURS]},
+                    "said": {"type": "string", "maxLength": 20},
+                    "score": {"type": "number"},
+                },
+                "required": ["colour", "said", "score"],
+            },
+            "prompt": {"question": "{{ thing }}"},
+            "answer": {"kind": "generate", "choice_field": "colour"},
+            "generation": {"max_tokens": 60},
+        },
+        _chosen_rows,
     ),
     "likelihood": (
         {
@@ -173,5 +201,5 @@ def make_toy(tiny_backbone: TinyBackbone) -> Callable[..., Toy]:
 
 def _epochs(kind: str, steps: int) -> float:
     """Roughly so many steps; packs of texts hold several rows."""
-    packs = {"choice": 8, "marks": 16, "generate": 3, "likelihood": 2}[kind]
+    packs = {"choice": 8, "marks": 16, "generate": 3, "chosen": 3, "likelihood": 2}[kind]
     return steps * 2 / packs

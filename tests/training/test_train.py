@@ -28,7 +28,7 @@ from agentkit.adapters.heads import ChoiceHead, build_head
 from agentkit.adapters.weights import BACKBONE_KEY, check_adapter
 from agentkit.engine.engine import Engine
 from agentkit.errors import AdapterError, InputError, SkillError
-from agentkit.output import to_output
+from agentkit.output import generation_schema, to_output
 from agentkit.prompt import encode_prompt, frame_of, number_spans, skill_prompt
 from agentkit.retrieval.loaders import document_from_text
 from agentkit.skill.folder import Skill, load_skill
@@ -45,7 +45,7 @@ from agentkit.training.spec import TrainSpec
 from agentkit.training.train import Trained, train_skill
 from agentkit.types import EncodedPrompt, Generation, Request
 
-KINDS = ("choice", "marks", "generate", "likelihood")
+KINDS = ("choice", "marks", "generate", "chosen", "likelihood")
 WORDS = ("red", "blue")
 
 
@@ -71,7 +71,7 @@ class Done:
 @pytest.fixture(scope="module", params=KINDS)
 def done(request, make_toy: Callable[..., Any], tmp_path_factory) -> Done:
     """One training of each kind, looked at by every test below."""
-    steps = 70 if request.param == "generate" else 40  # it learns to write JSON first
+    steps = 70 if request.param in ("generate", "chosen") else 40  # it learns to write JSON first
     toy = make_toy(request.param, tmp_path_factory.mktemp(request.param), steps=steps)
     return Done(toy, *train(toy))
 
@@ -149,7 +149,7 @@ def test_it_leaves_adapter_head_figures_and_card(done: Done) -> None:
         "metrics.json",
         "README.md",
     } <= names
-    assert ("head.safetensors" in names) == (done.toy.kind in ("choice", "marks"))
+    assert ("head.safetensors" in names) == (done.toy.kind in ("choice", "marks", "chosen"))
     assert not any(name.startswith(".") for name in names)
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics == done.trained.metrics
@@ -199,7 +199,7 @@ def test_the_untrained_and_the_trained_are_measured_on_the_tuning_rows(done: Don
 def test_the_folder_passes_the_checks_of_a_served_skill(done: Done) -> None:
     skill = load_skill(done.toy.folder)
     check_adapter(skill)
-    assert skill.head == (done.toy.kind in ("choice", "marks"))
+    assert skill.head == (done.toy.kind in ("choice", "marks", "chosen"))
 
 
 def test_peft_loads_every_tensor_of_it(done: Done, tiny_backbone: TinyBackbone) -> None:
@@ -225,7 +225,7 @@ def test_the_engine_gives_the_numbers_of_the_trained_model(
     engine, skill = served
     model = Model(done.toy, tmp_path)
     encoded = prompts(skill, done.toy, engine.tokenizer)
-    if done.toy.kind in ("choice", "marks"):
+    if done.toy.kind in ("choice", "marks", "chosen"):
         completions = engine.run([Request(e, adapter=skill.digest, read=True) for e in encoded])
     else:
         completions = engine.run([Request(e, adapter=skill.digest, choices=WORDS) for e in encoded])
@@ -242,7 +242,7 @@ def test_the_engine_gives_the_numbers_of_the_trained_model(
         (pack,) = packer.pack([Row(row["input"], row["expected"], "g")])
         hidden = model.states(pack)
         with torch.inference_mode():
-            if done.toy.kind == "choice":
+            if done.toy.kind in ("choice", "chosen"):
                 choices, evidence = model.head(*choice_features(pack, hidden))
                 pairs = [
                     (completion.reading.choices, choices[0].softmax(-1)),
@@ -272,7 +272,8 @@ def test_what_was_learnt_is_what_is_answered(done: Done, served: tuple[Engine, S
             request = Request(
                 prompt,
                 adapter=skill.digest,
-                schema=skill.manifest.output,
+                schema=generation_schema(skill.manifest, prompt.prompt),
+                choice_field=skill.manifest.answer.choice_field,
                 generation=Generation(max_tokens=60),
             )
         output = to_output(skill.manifest, [(prompt, engine.submit(request).result(60))])
