@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from agentkit.skill.opening_words import OPENING_WORDS
@@ -85,7 +86,15 @@ def grounded_answer(schema: Json, answer: Json, shown: str) -> Json:
     return answer
 
 
+@lru_cache(maxsize=1)
+def _nameless() -> re.Pattern[str]:
+    """Matches what may be written whatever was shown: a prompt's own pattern takes far longer."""
+    return re.compile(grounded_pattern(""))
+
+
 def _in_small_letters(text: str, shown: str) -> str:
+    if _nameless().search(text):
+        return text
     pattern = re.compile(grounded_pattern(shown))
 
     def written(match: re.Match[str]) -> str:

@@ -122,6 +122,8 @@ def test_an_unknown_front_matter_key_is_a_warning(tmp_path, write_skill):
         ("version: '1'\nretrieval:\n  top_k: 0\n", r"skill\.yaml:3:3: retrieval\.top_k: Input"),
         ("answer:\n  kind: choice\n", r"skill\.yaml:1:1: .*choices' is missing"),
         ("answer: {kind: choise}\n", r"skill\.yaml:1:1: answer: .*choise"),
+        ("generation: {beams: 3, temperature: 1}\n", r"skill\.yaml:1:1: generation: .*beams"),
+        ("answer: {kind: generate, choice_field: tone}\n", r"skill\.yaml:.*choice_field"),
         (
             "generation:\n  max_token: 3\n",
             r"skill\.yaml:2:3: unknown key 'max_token' \(did you mea",
