@@ -15,6 +15,7 @@ from agentkit.engine.packed import Piece
 from agentkit.engine.reading import scope
 from agentkit.engine.scheduler import SHARED_LEAST, Kind, TreeKey, Waiting
 from agentkit.errors import AdapterError, AgentkitError, EngineError, LimitError
+from agentkit.skill.schema import with_choice
 from agentkit.types import Completion, EncodedPrompt, Reading, Request
 
 _APART = 256
@@ -144,13 +145,11 @@ def _narrowing(
     request: Request, grammars: Grammars, max_tokens: int
 ) -> Callable[[int], Constraint]:
     """What makes the constraint of a request whose field `choice_field` has been chosen."""
-    schema, field = dict(request.schema or {}), request.choice_field
-    properties = schema.get("properties", {})
-    choices = properties.get(field, {}).get("enum", ())
+    schema, field = request.schema or {}, request.choice_field or ""
+    choices = schema.get("properties", {}).get(field, {}).get("enum", ())
 
     def narrowed(choice: int) -> Constraint:
-        known = {**properties, field: {"const": choices[choice]}}
-        return grammars.constraint({**schema, "properties": known}, max_tokens)
+        return grammars.constraint(with_choice(schema, field, choices[choice]), max_tokens)
 
     return narrowed
 

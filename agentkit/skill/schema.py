@@ -7,6 +7,7 @@ from typing import Any
 
 from agentkit.errors import SkillError
 from agentkit.skill.guarded_yaml import KeyPath, YamlSource, did_you_mean
+from agentkit.types import Json
 
 MAX_SCHEMA_DEPTH = 16
 MAX_EXPANDED = 20_000
@@ -172,3 +173,8 @@ def _references(value: Any) -> tuple[list[str], int]:
         elif isinstance(item, list):
             pending.extend(item)
     return references, parts
+
+
+def with_choice(schema: Mapping[str, Json], field: str, choice: Json) -> dict[str, Json]:
+    """An object's schema in which one property has been decided."""
+    return {**schema, "properties": {**schema.get("properties", {}), field: {"const": choice}}}

@@ -46,6 +46,7 @@ from agentkit.prompt import (
 )
 from agentkit.retrieval.retriever import Retriever
 from agentkit.skill.folder import Skill, load_skill
+from agentkit.skill.schema import with_choice
 from agentkit.types import Completion, Document, EncodedPrompt, PromptSpan, Reading, Usage
 
 BATCH = 8
@@ -213,14 +214,37 @@ class Pipeline:
         ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts])
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
         # Each answer may hold the names and numbers of its own prompt alone.
-        schemas = [json.dumps(generation_schema(manifest, one.prompt)) for one in encoded]
+        schemas = [generation_schema(manifest, one.prompt) or {} for one in encoded]
+        field, read = manifest.answer.choice_field, {}
+        if field is not None:
+            # The prompts are read once: for the head, then for what is written of its choice.
+            cache = DynamicCache()
+            hidden = self._decoder()(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+                past_key_values=cache,
+            ).last_hidden_state
+            questions = [
+                question_features(states[one.question_start - len(one.ids) :])
+                for states, one in zip(hidden, encoded, strict=True)
+            ]
+            spans = span_features(hidden[0], (), ())
+            chosen = self.heads["explain"](torch.stack(questions), spans)[0].argmax(-1)
+            schemas = [
+                with_choice(schema, field, manifest.head_choices[int(at)])
+                for schema, at in zip(schemas, chosen, strict=True)
+            ]
+            cache.crop(longest - 1)
+            read = {"past_key_values": cache}
         output = self.model.generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=manifest.generation.max_tokens,
             do_sample=False,
             pad_token_id=pad,
-            logits_processor=[_Schema(self.grammar, schemas, longest)],
+            logits_processor=[_Schema(self.grammar, [*map(json.dumps, schemas)], longest)],
+            **read,
         )
         texts = self.tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
         return [_parsed(text) for text in texts]
