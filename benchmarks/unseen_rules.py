@@ -77,8 +77,8 @@ def main() -> int:
     with Kit() as kit:
         metrics = measured("CUAD", answered(kit, kit.skills[SKILL.name], contracts(options)))
         answers: list[Answered] = []
-        for number, (folder, left_out) in enumerate(folds):
-            skill = kit.store.admit(load_skill(folder, name=f"{SKILL.name}-without-{number}"))
+        for folder, left_out in folds:
+            skill = kit.store.admit(load_skill(folder, name=SKILL.name))
             answers += answered(kit, skill, agreements(left_out, options))
         if answers:
             metrics += measured("ContractNLI", answers)
