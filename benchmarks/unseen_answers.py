@@ -54,10 +54,12 @@ def measured(name: str, answers: Sequence[Answered]) -> list[Metric]:
         Metric(f"{name}, documents", len(groups)),
         Metric(f"{name}, questions", len(answers)),
         Metric(f"{name}, prior, accuracy", accuracy(answers) - over_prior(answers)),
+        Metric(f"{name}, one verdict for all, accuracy", accuracy(answers) - over_one(answers)),
     ]
     for called, of, target in (
         ("accuracy", accuracy, None),
         ("accuracy over the prior", over_prior, MARGIN),
+        ("accuracy over one verdict for all", over_one, None),
         ("pairs turned", pairs_turned, TURNED),
     ):
         value, low, high = interval(groups, of)
@@ -85,6 +87,12 @@ def over_prior(answers: Sequence[Answered]) -> float:
         groups[one.question.prior][one.question.expected] += 1
     usual = sum(counts.most_common(1)[0][1] for counts in groups.values())
     return accuracy(answers) - usual / len(answers)
+
+
+def over_one(answers: Sequence[Answered]) -> float:
+    """Accuracy less that of the most frequent verdict of all: what can be known of a new rule."""
+    counts = Counter(one.question.expected for one in answers)
+    return accuracy(answers) - counts.most_common(1)[0][1] / len(answers)
 
 
 def pairs_turned(answers: Sequence[Answered]) -> float:
