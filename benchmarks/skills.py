@@ -4,9 +4,9 @@
   beside it each hypothesis's most frequent label in the training split.
 - contract-parsing: the CUAD contracts of the filers that its train.yaml leaves out; beside it the
   labels of the training sentences that are nearest by TF-IDF.
-- reporting: the ToS;DR services, documents of tldrlegal, and clauses and sentences of CUAD
-  contracts that its train.yaml leaves out; beside it the nearest training row by TF-IDF, its
-  labels by the vote of seven.
+- reporting: the ToS;DR services and clauses of CUAD contracts that its train.yaml leaves out, and
+  tldrlegal; of tldrlegal and of contracts' sentences, if it names them, what it leaves out. Beside
+  it the nearest training row by TF-IDF, its labels by the vote of seven.
 
 Intervals are bootstraps over documents. The frozen backbone answers with the same prompt, schema
 and scoring. Where a task head answers or chooses, the same head is trained on the frozen backbone:
@@ -74,11 +74,11 @@ def main() -> int:
                     metrics.append(Metric(f"{name}, {set_}, rows", 0, "", "> 0", False))
                     continue
                 predictors: dict[str, Predictor] = {"adapter": served(kit, skill)}
-                if name in frozen:
+                if isinstance(skill.manifest.answer, GenerateAnswer) and not skill.head:
+                    predictors["frozen"] = served(kit, skill, bare)
+                elif name in frozen:
                     other = kit.store.admit(load_skill(frozen[name], name=name))
                     predictors["frozen"] = served(kit, other, bare)
-                elif isinstance(skill.manifest.answer, GenerateAnswer) and not skill.head:
-                    predictors["frozen"] = served(kit, skill, bare)
                 if learnt:
                     predictors |= baselines(skill.manifest, learnt)
                 began = time.monotonic()
@@ -176,22 +176,27 @@ def reporting(options: argparse.Namespace) -> Iterable[Measured]:
             if row.group.startswith(groups) and ("category" in row.input) is category
         ]
 
-    yield "ToS;DR held out", of(split.holdout, "tosdr/"), of(split.train, "tosdr/")
-    yield (
-        "tldrlegal held out",
-        unrated(of(split.holdout, "tldrlegal/")),
-        of(split.train, "tosdr/", "tldrlegal/"),
-    )
+    terms = of(split.train, "tosdr/", "tldrlegal/")
+    yield "ToS;DR held out", of(split.holdout, "tosdr/"), of(terms, "tosdr/")
+    taught = {source.dataset for source in spec_of("reporting").data}
+    if "tldrlegal" in taught:
+        yield "tldrlegal held out", unrated(of(split.holdout, "tldrlegal/")), terms
+    else:
+        plain = DataSpec(
+            dataset="tldrlegal", input={"quote": "original"}, expected={"statement": "summary"}
+        )
+        yield "tldrlegal", only("reporting", options, plain), terms
     yield (
         "contract clauses held out",
         of(split.holdout, "cuad/", category=True),
         of(split.train, "cuad/", category=True),
     )
-    yield (
-        "contract sentences held out",
-        unrated(of(split.holdout, "cuad/")),
-        of(split.train, "cuad/"),
-    )
+    if "cuad_restated" in taught:
+        yield (
+            "contract sentences held out",
+            unrated(of(split.holdout, "cuad/")),
+            of(split.train, "cuad/"),
+        )
 
 
 def unrated(rows: Iterable[Row]) -> list[Row]:
