@@ -235,7 +235,7 @@ class Pipeline:
                 with_choice(schema, field, manifest.head_choices[int(at)])
                 for schema, at in zip(schemas, chosen, strict=True)
             ]
-            cache.crop(longest - 1)
+            cache.crop(-1)  # `generate` reads the last token again
             read = {"past_key_values": cache}
         output = self.model.generate(
             input_ids=ids,
