@@ -6,13 +6,12 @@
   asked together with its opposite; of those whose clause it lacks, some are asked alone.
 - With `--folds N`, on ContractNLI's dev split: four hypotheses are left out of a training, in
   turn, with the rules of contracts' clauses about the same matter, and asked in their own words, in
-  a paraphrase and negated. Each fold trains an adapter
-  first, for `--minutes`, on all of the skill's documents or on `--limit` of each source; a fold
-  that is there is not trained again.
+  a paraphrase and negated. Each fold trains an adapter first, for `--minutes`, on all of the
+  skill's documents or on `--limit` of each source; a fold that is there is not trained again.
 
 Beside each stands the most frequent verdict, known beforehand: of all questions for contracts, of
-each hypothesis for ContractNLI. A pair is turned when a rule and its opposite get opposite
-verdicts. Intervals are bootstraps over documents.
+each hypothesis in each form for ContractNLI, and there, too, of all questions. A pair is turned
+when a rule and its opposite get opposite verdicts. Intervals are bootstraps over documents.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class Draft:
         self.next: list[int] = []
         """The tokens that were written last: a chosen one, then those that had to follow."""
         self.finish: Literal["stop", "length", "schema"] | None = None
-        self.constraint = job.constraint
+        self._constraint = job.constraint
         self._job = job
         self._ends = backbone.eos_ids
         # A stop string within constrained output would leave it unfinished.
@@ -41,7 +41,7 @@ class Draft:
     def copy(self) -> Draft:
         """One that goes on by itself from here."""
         other = copy(self)
-        other.constraint = self.constraint.copy() if self.constraint is not None else None
+        other._constraint = self._constraint.copy() if self._constraint is not None else None
         other._text = self._text.copy()
         return other
 
@@ -51,27 +51,27 @@ class Draft:
 
     def choose(self, logits: Tensor, sample: Sampler) -> int | None:
         """The next token by logits `(vocabulary,)`; None when the answer ends here."""
-        if self.constraint is not None:
-            return self.constraint.choose(logits, sample, greedy=sample.greedy)
+        if self._constraint is not None:
+            return self._constraint.choose(logits, sample, greedy=sample.greedy)
         return self._unless_end(sample(logits))
 
     def best(self, scores: Tensor, count: int) -> list[tuple[int | None, float]]:
         """The `count` best next tokens by scores `(vocabulary,)`, as `take` takes them."""
-        if self.constraint is not None:
-            return self.constraint.best(scores, count)
+        if self._constraint is not None:
+            return self._constraint.best(scores, count)
         values, tokens = scores.topk(count)
         return list(zip(tokens.tolist(), values.tolist(), strict=True))
 
     def take(self, token: int | None) -> int | None:
         """The token that is written if this one is taken; None when the answer ends with it."""
-        if self.constraint is not None:
-            return self.constraint.take(token)
+        if self._constraint is not None:
+            return self._constraint.take(token)
         return self._unless_end(token)
 
     def add(self, token: int | None) -> str:
         """Write a token that was chosen or taken, and those that have to follow."""
         if token is None:
-            self.finish = "stop" if self.constraint is None else "schema"
+            self.finish = "stop" if self._constraint is None else "schema"
             return self._text.finish()
         return self._write((token,))
 
@@ -92,8 +92,8 @@ class Draft:
         text = "".join(map(self._text.add, chosen))
         self.next = list(chosen)
         self.finish = self._reason() if chosen else None
-        if self.finish is None and self.constraint is not None:
-            forced = self.constraint.forced()
+        if self.finish is None and self._constraint is not None:
+            forced = self._constraint.forced()
             self._written += len(forced)
             text += "".join(map(self._text.add, forced))
             self.next += forced
@@ -101,8 +101,8 @@ class Draft:
         return text if self.finish is None else text + self._text.finish()
 
     def _reason(self) -> Literal["stop", "length", "schema"] | None:
-        if self.constraint is not None:
-            return "schema" if self.constraint.done else None
+        if self._constraint is not None:
+            return "schema" if self._constraint.done else None
         if self._text.stopped:
             return "stop"
         return "length" if self._written >= self._job.max_tokens else None
