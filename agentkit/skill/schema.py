@@ -176,5 +176,9 @@ def _references(value: Any) -> tuple[list[str], int]:
 
 
 def with_choice(schema: Mapping[str, Json], field: str, choice: Json) -> dict[str, Json]:
-    """An object's schema in which one property has been decided."""
-    return {**schema, "properties": {**schema.get("properties", {}), field: {"const": choice}}}
+    """An object's schema in which one property has been decided, and is therefore there."""
+    required = [*schema.get("required", ())]
+    if field not in required:
+        required.append(field)
+    properties = {**schema.get("properties", {}), field: {"const": choice}}
+    return {**schema, "properties": properties, "required": required}

@@ -35,15 +35,17 @@ def judge(engine: Engine, tiny: TinyBackbone, tmp_path: Path) -> Skill:
 
 
 @pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("required", [["tone", "said"], ["said"]])
 def test_the_head_chooses_and_the_rest_is_written_to_fit(
-    engine: Engine, judge: Skill, prompts: Prompts, beams: int
+    engine: Engine, judge: Skill, prompts: Prompts, beams: int, required: list[str]
 ) -> None:
+    schema = {**SCHEMA, "required": required}  # what was chosen is said, required or not
     for question in QUESTIONS:
         request = Request(
             prompts(question),
             adapter=judge.digest,
             generation=Generation(max_tokens=40, beams=beams),
-            schema=SCHEMA,
+            schema=schema,
             choice_field="tone",
         )
         found = done(engine, request)
