@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -137,6 +138,15 @@ def writing(job: Job, tree: Tree, row: int, backbone: Backbone, cached: int) -> 
     return kind(job, tree, row, backbone, cached)
 
 
+@contextmanager
+def _alone(job: Job) -> Iterator[None]:
+    """What goes wrong within fails this job alone; a caller's `on_text` may raise anything."""
+    try:
+        yield
+    except BaseException as error:  # noqa: BLE001 -- it is raised where the future is waited for
+        job.fail(as_ours(error))
+
+
 class WritingRow:
     """Stateful: an answer that is written token by token, each chosen once."""
 
@@ -153,17 +163,13 @@ class WritingRow:
         return [(self._row, self._draft.next)]
 
     def begin(self) -> list[int]:
-        try:
+        with _alone(self.job):
             self._tell(self._draft.begin())
-        except BaseException as error:  # noqa: BLE001 -- a caller's on_text may raise anything
-            self.job.fail(as_ours(error))
         return self._draft.next
 
     def take(self, logits: Tensor) -> None:
-        try:
+        with _alone(self.job):
             self._tell(self._draft.add(self._draft.choose(logits[0], self._sample)))
-        except BaseException as error:  # noqa: BLE001 -- a caller's on_text may raise anything
-            self.job.fail(as_ours(error))
 
     def end(self) -> None:
         self.tree.packed.end(self._row)
@@ -209,21 +215,17 @@ class Beams:
 
     def begin(self) -> list[int]:
         draft = self._beams[0].draft
-        try:
+        with _alone(self.job):
             draft.begin()
             if draft.finish is not None:
                 self._settle(draft)
-        except BaseException as error:  # noqa: BLE001 -- a caller's on_text may raise anything
-            self.job.fail(as_ours(error))
         return draft.next
 
     def take(self, logits: Tensor) -> None:
-        try:
+        with _alone(self.job):
             self._advance(logits)
             if not self._beams and self._done is not None:
                 self._settle(self._done[0])
-        except BaseException as error:  # noqa: BLE001 -- a caller's on_text may raise anything
-            self.job.fail(as_ours(error))
 
     def end(self) -> None:
         for beam in self._beams:
