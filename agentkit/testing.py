@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from agentkit.adapters.heads import KIND, ChoiceHead, Head, SpanLabelHead
+from agentkit.adapters.heads import KIND, ChoiceHead, Head, LinearProbe, SpanLabelHead
 from agentkit.adapters.weights import BACKBONE_KEY
 from agentkit.engine.backbone import without_progress_bars
 from agentkit.modelfolder import fingerprint
@@ -184,6 +184,15 @@ def tiny_choice_head(hidden: int, choices: int, *, seed: int = 2) -> ChoiceHead:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return ChoiceHead(hidden, choices, width=16)
+
+
+def tiny_probe(hidden: int, choices: int, layer: int, *, seed: int = 2) -> LinearProbe:
+    """A random probe of what goes into a layer."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        probe = LinearProbe(hidden, choices, layer)
+        probe.weight.normal_()
+        return probe
 
 
 def tiny_label_head(

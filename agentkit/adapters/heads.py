@@ -1,4 +1,4 @@
-"""Task heads: small layers over the adapted backbone's last hidden states.
+"""Task heads: small layers over the backbone's hidden states, mostly the adapted last ones.
 
 One reading of a document gives every label with a score, where decoding would give a few words at
 a time. A head is stored as `head.safetensors` beside its adapter and switched with it; its kind
@@ -67,6 +67,11 @@ def question_features(states: Tensor) -> Tensor:
     """
     states = states.float()
     return torch.cat([_normal(states[-1]), _normal(states.mean(dim=0))])
+
+
+def probe_features(states: Tensor) -> Tensor:
+    """`(hidden,)`: the mean of a question's states `(tokens, hidden)`, its invocation's too."""
+    return states.float().mean(dim=0)
 
 
 def _normal(states: Tensor) -> Tensor:
@@ -179,10 +184,62 @@ class ChoiceHead(nn.Module):
         return {}
 
 
-Head: TypeAlias = SpanLabelHead | ChoiceHead
-_KINDS: dict[str, type[SpanLabelHead] | type[ChoiceHead]] = {
+class LinearProbe(nn.Module):
+    """A choice by a linear probe of states that no adapter changes (Alain & Bengio 2016).
+
+    It reads the mean of what goes into one of the backbone's layers. That tells many choices apart
+    better than a head trained with an adapter does from few examples: it cannot learn them by
+    heart. Fitted in closed form rather than by steps, so all that it holds are buffers.
+    """
+
+    kind = "probe"
+
+    def __init__(self, hidden: int, choices: int, layer: int = 0) -> None:
+        super().__init__()
+        self.layer: Tensor
+        self.center: Tensor
+        self.spread: Tensor
+        self.weight: Tensor
+        self.bias: Tensor
+        self.register_buffer("layer", torch.tensor(float(layer)))  # as weights are stored
+        self.register_buffer("center", torch.zeros(hidden))
+        self.register_buffer("spread", torch.ones(hidden))
+        self.register_buffer("weight", torch.zeros(choices, hidden))
+        self.register_buffer("bias", torch.zeros(choices))
+
+    @property
+    def hidden(self) -> int:
+        """Size of the backbone's states."""
+        return self.weight.shape[1]
+
+    @property
+    def reads(self) -> int:
+        """The layer whose input it reads."""
+        return int(self.layer)
+
+    def directions(self, features: Tensor) -> Tensor:
+        """Features `(n, hidden)` in units of their usual spread, each of length one."""
+        return functional.normalize((features - self.center) / self.spread, dim=-1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Choice logits `(n, choices)`; `features` is `(n, hidden)` from `probe_features`."""
+        return self.directions(features) @ self.weight.T + self.bias
+
+    @classmethod
+    def like(cls, tensors: dict[str, Tensor]) -> LinearProbe:
+        choices, hidden = tensors["weight"].shape
+        return cls(hidden, choices)
+
+    def defaults(self) -> dict[str, Tensor]:
+        """What a file may leave out."""
+        return {}
+
+
+Head: TypeAlias = SpanLabelHead | ChoiceHead | LinearProbe
+_KINDS: dict[str, type[SpanLabelHead] | type[ChoiceHead] | type[LinearProbe]] = {
     SpanLabelHead.kind: SpanLabelHead,
     ChoiceHead.kind: ChoiceHead,
+    LinearProbe.kind: LinearProbe,
 }
 
 

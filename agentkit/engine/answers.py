@@ -9,7 +9,9 @@ from torch import Tensor
 
 from agentkit.adapters.heads import (
     ChoiceHead,
+    LinearProbe,
     SpanLabelHead,
+    probe_features,
     question_features,
     span_features,
     token_features,
@@ -53,6 +55,17 @@ def chosen(job: Job, document: Tensor, question: Tensor, cached: int) -> Complet
         evidence=evidence[0].sigmoid().cpu().numpy(),
     )
     return Completion(usage=Usage(len(prompt.ids), 0, cached), reading=reading, finish="head")
+
+
+def probed(job: Job, question: Tensor, cached: int) -> Completion:
+    """What a linear probe says of a question, from its states `(tokens, hidden)` below."""
+    head = job.skill.head if job.skill else None
+    if not isinstance(head, LinearProbe):
+        raise EngineError("not a probe")
+    choices = head(probe_features(question)[None])
+    reading = Reading(choices=choices[0].softmax(-1).cpu().numpy())
+    usage = Usage(len(job.request.prompt.ids), 0, cached)
+    return Completion(usage=usage, reading=reading, finish="head")
 
 
 class Scoring:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from transformers.utils import logging as hf_logging
 
 from agentkit.adapters.layers import ModuleSpec, adaptable_modules
 from agentkit.engine.attention import NAME, register
-from agentkit.engine.depth import decoder_layers, only_layers
+from agentkit.engine.depth import decoder_layers, kept_inputs, only_layers
 from agentkit.engine.precision import DtypeName, PhasedWeights, computing_type, has_phases
 from agentkit.errors import ModelError
 from agentkit.modelfolder import check_folder, fingerprint
@@ -117,6 +117,17 @@ class Backbone:
     def attends_trees(self) -> bool:
         """Whether one forward may hold several trees of rows, each with a cache of its own."""
         return bool(self.model.config._attn_implementation == NAME)
+
+    def keeping(self, layers: Collection[int]) -> AbstractContextManager[Mapping[int, Tensor]]:
+        """Within it, the states `(tokens, hidden)` that some layers take, by layer, of one forward.
+
+        `self.layers` stands for what the last layer gives, before the final norm. Needs `decoder`.
+        """
+        if not layers:
+            return nullcontext({})
+        if self.decoder is None:
+            raise ModelError("what the backbone's layers take cannot be kept")
+        return kept_inputs(self.decoder, layers)
 
     def layer_states(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,6 +53,40 @@ def only_layers(
                 vars(layers[index]).pop("forward", None)
             else:
                 layers[index].forward = forward
+
+
+@contextmanager
+def kept_inputs(layers: nn.ModuleList, wanted: Collection[int]) -> Iterator[Mapping[int, Tensor]]:
+    """Within the block, what each forward gives to some layers, `(tokens, hidden)` by layer.
+
+    As many as there are layers stands for what the last one gives, before the final norm.
+    """
+    kept: dict[int, Tensor] = {}
+
+    def keep(index: int, states: Tensor) -> None:
+        kept[index] = states[0]
+
+    def entering(index: int) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            keep(index, kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+
+        return hook
+
+    def leaving(_: nn.Module, __: Any, output: Any) -> None:
+        keep(len(layers), output[0] if isinstance(output, tuple) else output)
+
+    hooks = []
+    try:
+        for index in wanted:
+            if index < len(layers):
+                enter = entering(index)
+                hooks.append(layers[index].register_forward_pre_hook(enter, with_kwargs=True))
+            else:
+                hooks.append(layers[-1].register_forward_hook(leaving))
+        yield kept
+    finally:
+        for one in hooks:
+            one.remove()
 
 
 def decoder_layers(model: nn.Module, count: int) -> nn.ModuleList | None:

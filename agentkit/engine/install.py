@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from agentkit.adapters.bottleneck import bottleneck_deltas, check_bottlenecks
-from agentkit.adapters.heads import KIND, ChoiceHead, Head, SpanLabelHead, build_head
+from agentkit.adapters.heads import KIND, ChoiceHead, Head, LinearProbe, SpanLabelHead, build_head
 from agentkit.adapters.kinds import BottleneckConfig, HybridConfig, Kind, LoraConfig, PrefixConfig
 from agentkit.adapters.lora import dora_deltas, lora_deltas
 from agentkit.adapters.prefix import PrefixPairs, check_prefix, prefix_pairs
@@ -246,7 +246,23 @@ def _read_head(skill: Skill, backbone: Backbone) -> Head | None:
             hint="the head was trained on another backbone",
         )
     _check_answers(head, skill.manifest, where)
+    if isinstance(head, LinearProbe) and (
+        backbone.decoder is None or not 0 <= head.reads <= backbone.layers
+    ):
+        raise AdapterError(
+            f"the probe reads what goes into layer {head.reads}; the backbone has no such layer",
+            where=where,
+            hint="train the skill on this backbone",
+        )
     return head.to(backbone.device)
+
+
+def _choices_of(head: Head, *, probe: bool) -> tuple[int, ...]:
+    if isinstance(head, LinearProbe) and probe:
+        return (len(head.bias),)
+    if isinstance(head, ChoiceHead) and not probe:
+        return (head.choice.out_features,)
+    return ()
 
 
 def _check_answers(head: Head, manifest: Manifest, where: str) -> None:
@@ -254,7 +270,7 @@ def _check_answers(head: Head, manifest: Manifest, where: str) -> None:
     gives: tuple[int, ...]
     wants: tuple[int, ...]
     if manifest.head_choices:
-        gives = (head.choice.out_features,) if isinstance(head, ChoiceHead) else ()
+        gives = _choices_of(head, probe=manifest.probes)
         wants = (len(manifest.head_choices),)
     elif isinstance(answer, MarksAnswer):
         gives = ()

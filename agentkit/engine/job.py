@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import count
 
-from agentkit.adapters.heads import ChoiceHead, SpanLabelHead
+from agentkit.adapters.heads import ChoiceHead, LinearProbe, SpanLabelHead
 from agentkit.engine.backbone import Backbone
 from agentkit.engine.decoding import Constraint, Grammars
 from agentkit.engine.install import LoadedSkill
@@ -75,6 +75,12 @@ class Job:
         return len(self.request.prompt.ids) - self.stem_end
 
     @property
+    def probe(self) -> LinearProbe | None:
+        """What chooses by the states below the adapter, if that is how it is read."""
+        head = self.skill.head if self.skill and self.kind == "read" else None
+        return head if isinstance(head, LinearProbe) else None
+
+    @property
     def withdrawn(self) -> bool:
         return self.future.cancelled()
 
@@ -123,7 +129,7 @@ def make_job(
             raise LimitError(f"prompt and choice have {longest} tokens, the context {room}")
     else:
         max_tokens = _answer_limit(request, total, context)
-        if isinstance(head, ChoiceHead) and request.choice_field is not None:
+        if isinstance(head, ChoiceHead | LinearProbe) and request.choice_field is not None:
             kind = "read"
             narrowed = _narrowing(request, grammars, max_tokens)
         elif request.schema is not None:

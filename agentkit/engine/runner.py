@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agentkit.adapters.heads import SpanLabelHead
 from agentkit.engine.activation import Slots
-from agentkit.engine.answers import Scoring, chosen, labelled
+from agentkit.engine.answers import Scoring, chosen, labelled, probed
 from agentkit.engine.backbone import Backbone
 from agentkit.engine.forward import hidden_states, logits
 from agentkit.engine.generation import Writing, writing
@@ -257,12 +257,18 @@ class Runner:
             asked = entry.job.branch_length
             ends.append(tree.packed.append(rows[-1], *entry.job.branch) if asked else -1)
         grown = document
-        if tree.packed.ids:
-            grown = hidden_states(self._backbone, self._slots, tree.packed)
+        probes = {entry.job.probe.reads for entry in entries if entry.job.probe}
+        with self._backbone.keeping(probes) as below:
+            if tree.packed.ids:
+                grown = hidden_states(self._backbone, self._slots, tree.packed)
         for entry, row, end in zip(entries, rows, ends, strict=True):
-            asked = entry.job.branch_length
-            question = grown[end - asked + 1 : end + 1] if asked else self._last_state(entry)
-            completion = chosen(entry.job, document, question, entry.cached)
+            own = slice(end - entry.job.branch_length + 1, end + 1)
+            if entry.job.probe:
+                lower = below[entry.job.probe.reads][own]
+                completion = probed(entry.job, lower, entry.cached)
+            else:
+                question = grown[own] if entry.job.branch_length else self._last_state(entry)
+                completion = chosen(entry.job, document, question, entry.cached)
             if entry.job.narrowed is None:
                 entry.job.finish(completion)
             else:

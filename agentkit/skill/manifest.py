@@ -30,6 +30,9 @@ class GenerateAnswer(_Frozen):
     """Output field, an enumeration, that a task head chooses before the rest is written to fit. It
     reads the whole question: surer than the first token that would be written of it. If the output
     has a `score`, that gets its probability."""
+    choice_by: Literal["head", "probe"] = "head"
+    """What chooses: a head trained with the adapter, or a linear probe of the states below it,
+    which tells many values apart better."""
 
 
 class ChoiceAnswer(_Frozen):
@@ -194,10 +197,17 @@ class Manifest(_Frozen):
             return tuple(field.get("enum", ()))
         return ()
 
+    @property
+    def probes(self) -> bool:
+        """Whether what picks is a linear probe."""
+        return isinstance(self.answer, GenerateAnswer) and self.answer.choice_by == "probe"
+
     @model_validator(mode="after")
     def _chooses_among_texts(self) -> Manifest:
         field = self.answer.choice_field if isinstance(self.answer, GenerateAnswer) else None
         choices = self.head_choices
+        if self.probes and field is None:
+            raise ValueError("answer.choice_by says what chooses: answer.choice_field is missing")
         if field and (len(set(choices)) < 2 or not all(isinstance(one, str) for one in choices)):
             raise ValueError(
                 f"answer.choice_field is {field!r}: output.properties needs it, an enum of texts"

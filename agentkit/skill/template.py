@@ -197,6 +197,7 @@ answer:
   kind: generate
   # choice_field: tone  # have a trained head choose this label; an output field `score` gets how
   #                       sure it is
+  # choice_by: probe    # choose by a probe of the layers below the adapter: for many labels
 
 generation:
   max_tokens: 96

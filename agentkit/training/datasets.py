@@ -11,7 +11,7 @@ skill's rows. Texts stay where they are: nothing of a data set is copied into th
 | cuad_rules | the same, asked rules about its clauses | CC BY 4.0 | as contract_nli |
 | cuad_restated | the same, passages and what they say | CC BY 4.0 | quote, statement |
 | cuad_sentences | the same, asked what its sentences say and deny | CC BY 4.0 | as contract_nli |
-| tosdr | ToS;DR | CC BY-SA 3.0 | quote, statement, rating |
+| tosdr | ToS;DR | CC BY-SA 3.0 | quote, statement, rating, and topic if named |
 | tosdr_pages | the same, joined into pages | CC BY-SA 3.0 | as contract_nli |
 | tldrlegal | plain-English summaries (Manor and Li, 2019) | Apache-2.0 | original, summary |
 """
@@ -207,8 +207,20 @@ def _tosdr_rows(folder: Path) -> Iterator[Record]:
             }
 
 
-def _tosdr(folder: Path, rng: random.Random) -> Iterator[Record]:
-    yield from _tosdr_rows(folder)
+def _tosdr(folder: Path, rng: random.Random, *, topics: str | None = None) -> Iterator[Record]:
+    """Clauses with a statement each, and with its topic if any are given.
+
+    `topics` names them by the start of the statement's SHA-256: `{"statement", "topic"}` rows.
+    """
+    if topics is None:
+        yield from _tosdr_rows(folder)
+        return
+    named = {row["statement"]: row["topic"] for row in read_jsonl(Path(topics))}
+    for record in _tosdr_rows(folder):
+        digest = hashlib.sha256(record["statement"].encode()).hexdigest()[:12]
+        if digest not in named:
+            raise InputError(f"no topic for the statement {record['statement']!r}", where=topics)
+        yield record | {"topic": named[digest]}
 
 
 def _tosdr_pages(

@@ -13,10 +13,16 @@ from sklearn.metrics import average_precision_score, f1_score, precision_recall_
 from torch import Tensor
 from torch.nn import functional
 
-from agentkit.adapters.heads import ChoiceHead, SpanLabelHead
+from agentkit.adapters.heads import ChoiceHead, LinearProbe, SpanLabelHead
 from agentkit.skill.manifest import Manifest, MarksAnswer
 from agentkit.training.lower import LowerStates
-from agentkit.training.model import PackModel, choice_features, label_features, pairs
+from agentkit.training.model import (
+    PackModel,
+    choice_features,
+    label_features,
+    pairs,
+    probed_features,
+)
 from agentkit.training.packs import Pack
 
 _Array = NDArray[np.float32]
@@ -39,7 +45,7 @@ def measure_packs(
         spans, span_gold, tokens, token_gold = _label_scores(model, model.head, packs, states)
         return _labels(spans, span_gold, tokens, token_gold, manifest.answer)
     figures: dict[str, Any] = {}
-    if isinstance(model.head, ChoiceHead):
+    if isinstance(model.head, ChoiceHead | LinearProbe):
         figures |= _choices(model, model.head, packs, states, manifest.head_choices)
     texts = [pack for pack in packs if pack.targets]
     if texts:
@@ -54,7 +60,7 @@ def measure_packs(
 
 def _choices(
     model: PackModel,
-    head: ChoiceHead,
+    head: ChoiceHead | LinearProbe,
     packs: Sequence[Pack],
     states: LowerStates,
     choices: Sequence[str],
@@ -66,8 +72,12 @@ def _choices(
     for pack in packs:
         if not pack.answer_at:
             continue
-        hidden = model.states(pack, states.get(pack))
-        logits, evidence = head(*choice_features(pack, hidden))
+        lower = states.get(pack)
+        if isinstance(head, LinearProbe):
+            logits = head(probed_features(pack, lower))
+            evidence = logits[:, :0]
+        else:
+            logits, evidence = head(*choice_features(pack, model.states(pack, lower)))
         said += logits.argmax(dim=1).tolist()
         gold += pack.choice
         scores.append(evidence.flatten().numpy())

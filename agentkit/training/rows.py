@@ -21,7 +21,7 @@ from agentkit.training.jsonl import read_jsonl
 from agentkit.training.spec import DataSpec, TrainSpec
 from agentkit.types import Json
 
-_FILES = ("variants", "statements", "rules", "patterns", "words")
+_FILES = ("variants", "statements", "rules", "patterns", "words", "topics")
 """Options that name a file of the skill folder."""
 _jinja = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
 

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, set_seed
 
 from agentkit import models
-from agentkit.adapters.heads import KIND, ChoiceHead, Head, SpanLabelHead
+from agentkit.adapters.heads import KIND, ChoiceHead, Head, LinearProbe, SpanLabelHead
 from agentkit.adapters.tensor_file import BACKBONE_KEY
 from agentkit.errors import InputError, SkillError
 from agentkit.prompt import frame_of
@@ -36,10 +36,11 @@ from agentkit.skill.manifest_files import read_manifest
 from agentkit.training.backbone import decoder_of, load_frozen
 from agentkit.training.fitting import checkpoint_key, fit
 from agentkit.training.layer_selection import LayerChoice
+from agentkit.training.linear_probe import fit_probe
 from agentkit.training.lower import LowerStates, layers_only, recomputed
 from agentkit.training.measure import calibrate, measure_packs
 from agentkit.training.methods import Attached, attach, start_from
-from agentkit.training.model import PackModel
+from agentkit.training.model import PackModel, trained_tensors
 from agentkit.training.packs import Pack, Packer
 from agentkit.training.record import write_record
 from agentkit.training.rows import Split, load_rows
@@ -118,6 +119,8 @@ def train_skill(
         spec, model, train_packs, head, skill=skill, work=work, console=console
     )
     lowest = _lowest(spec, choice, count)
+    if isinstance(head, LinearProbe):
+        _place(head, lowest, count, skill)
     fingerprint = models.fingerprint(backbone)
     states = LowerStates(
         work / "lower-states.bin",
@@ -142,10 +145,14 @@ def train_skill(
     with layers_only(decoder, range(lowest, count), final_norm=True):
         pack_model = PackModel(decoder, model.lm_head, head, spec.evidence_weight, attached)
         before = measure_packs(pack_model, tuning_packs, states, manifest)
-        with recomputed(decoder) if spec.checkpointing else nullcontext():
-            history = fit(
-                pack_model, train_packs, states, spec, checkpoints=checkpoints, console=console
-            )
+        if isinstance(head, LinearProbe):
+            fit_probe(head, train_packs, tuning_packs, states)
+        history: list[dict[str, float]] = []
+        if trained_tensors(pack_model):  # a probe alone takes no steps
+            with recomputed(decoder) if spec.checkpointing else nullcontext():
+                history = fit(
+                    pack_model, train_packs, states, spec, checkpoints=checkpoints, console=console
+                )
         pack_model.eval()
         calibrate(pack_model, tuning_packs, states)
         after = measure_packs(pack_model, tuning_packs, states, manifest)
@@ -202,11 +209,26 @@ def _invocation(tokenizer: Any) -> list[int]:
 def _new_head(manifest: Manifest, hidden: int) -> Head | None:
     answer = manifest.answer
     if manifest.head_choices:
-        return ChoiceHead(hidden, len(manifest.head_choices))
+        kind = LinearProbe if manifest.probes else ChoiceHead
+        return kind(hidden, len(manifest.head_choices))
     if isinstance(answer, MarksAnswer):
         units = [label.unit for label in answer.labels]
         return SpanLabelHead(hidden, units.count("sentence"), units.count("token"))
     return None
+
+
+def _place(probe: LinearProbe, lowest: int, count: int, skill: Path) -> None:
+    """Have a probe read what goes into the lowest layer that changes.
+
+    Raises `SkillError` where too little of the backbone is below that to have understood anything.
+    """
+    if lowest < count // 3:
+        raise SkillError(
+            f"a probe reads the states below the adapter, which starts at layer {lowest}",
+            where=str(skill / "train.yaml"),
+            hint="set layers: upper 1/3 and cache_lower: true, or answer.choice_by: head",
+        )
+    probe.layer.fill_(lowest)
 
 
 # ---------------------------------------------------------------- results

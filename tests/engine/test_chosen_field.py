@@ -2,14 +2,17 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from engine_material import QUESTIONS, Prompts, done
+from transformers import AutoModelForCausalLM
 
 from agentkit.engine.engine import Engine
 from agentkit.errors import AdapterError, SkillError
 from agentkit.skill.folder import Skill, load_skill
-from agentkit.testing import TinyBackbone, tiny_adapter, tiny_choice_head
+from agentkit.testing import TinyBackbone, tiny_adapter, tiny_choice_head, tiny_probe
 from agentkit.types import Generation, Request
 
 TONES = ("calm", "stern", "rude")
@@ -24,10 +27,17 @@ SCHEMA = {
 MANIFEST = {"output": SCHEMA, "answer": {"kind": "generate", "choice_field": "tone"}}
 
 
-@pytest.fixture
-def judge(engine: Engine, tiny: TinyBackbone, tmp_path: Path) -> Skill:
+PROBED = MANIFEST | {"answer": {**MANIFEST["answer"], "choice_by": "probe"}}
+
+
+@pytest.fixture(params=["head", "probe"])
+def judge(
+    engine: Engine, tiny: TinyBackbone, tmp_path: Path, request: pytest.FixtureRequest
+) -> Skill:
+    head: Any = tiny_choice_head(48, 3) if request.param == "head" else tiny_probe(48, 3, 2)
+    manifest = MANIFEST if request.param == "head" else PROBED
     folder = tiny_adapter(
-        tmp_path / "judge", tiny, seed=5, head=tiny_choice_head(48, 3), manifest=MANIFEST
+        tmp_path / "judge", tiny, seed=5, layers=[2, 3], head=head, manifest=manifest
     )
     skill = load_skill(folder)
     engine.load(skill)
@@ -83,6 +93,45 @@ def test_chosen_answers_do_not_depend_on_their_company(
     # Without a head the field is written like the rest.
     assert alone[2].text == alone[3].text
     assert alone[4].text == alone[5].text
+
+
+def test_a_probe_reads_the_mean_of_what_goes_into_its_layer(
+    engine: Engine, tiny: TinyBackbone, prompts: Prompts, tmp_path: Path
+) -> None:
+    probe = tiny_probe(48, 3, 2)
+    folder = tiny_adapter(
+        tmp_path / "probed", tiny, seed=5, layers=[2, 3], head=probe, manifest=PROBED
+    )
+    skill = load_skill(folder)
+    engine.load(skill)
+    encoded = [prompts(question) for question in QUESTIONS]
+    found = engine.run([Request(one, adapter=skill.digest, read=True) for one in encoded])
+    plain: Any = AutoModelForCausalLM.from_pretrained(tiny.path).eval()
+    for prompt, completion in zip(encoded, found, strict=True):
+        with torch.inference_mode():
+            ids = torch.tensor([prompt.ids])
+            states = plain.model(ids, output_hidden_states=True).hidden_states[2][0]
+            wanted = probe(states[prompt.question_start :].mean(dim=0)[None])[0].softmax(-1)
+        assert completion.reading.choices == pytest.approx(wanted.numpy(), abs=1e-4)
+
+
+def test_a_probe_of_a_layer_that_is_not_there_is_refused(
+    engine: Engine, tiny: TinyBackbone, tmp_path: Path
+) -> None:
+    folder = tiny_adapter(tmp_path / "deep", tiny, head=tiny_probe(48, 3, 5), manifest=PROBED)
+    with pytest.raises(AdapterError, match="layer 5"):
+        engine.load(load_skill(folder))
+
+
+@pytest.mark.parametrize(
+    ("manifest", "head"), [(MANIFEST, tiny_probe(48, 3, 2)), (PROBED, tiny_choice_head(48, 3))]
+)
+def test_what_chooses_has_to_be_of_the_kind_that_the_skill_names(
+    engine: Engine, tiny: TinyBackbone, tmp_path: Path, manifest: Any, head: Any
+) -> None:
+    folder = tiny_adapter(tmp_path / "other", tiny, head=head, manifest=manifest)
+    with pytest.raises(AdapterError, match="wants"):
+        engine.load(load_skill(folder))
 
 
 def test_an_answer_that_does_not_fit_fails_alone(

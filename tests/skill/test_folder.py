@@ -124,6 +124,7 @@ def test_an_unknown_front_matter_key_is_a_warning(tmp_path, write_skill):
         ("answer: {kind: choise}\n", r"skill\.yaml:1:1: answer: .*choise"),
         ("generation: {beams: 3, temperature: 1}\n", r"skill\.yaml:1:1: generation: .*beams"),
         ("answer: {kind: generate, choice_field: tone}\n", r"skill\.yaml:.*choice_field"),
+        ("answer: {kind: generate, choice_by: probe}\n", r"skill\.yaml:.*choice_field is missing"),
         (
             "generation:\n  max_token: 3\n",
             r"skill\.yaml:2:3: unknown key 'max_token' \(did you mea",

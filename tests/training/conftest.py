@@ -140,6 +140,24 @@ KINDS: dict[str, tuple[dict[str, Any], Callable[[], list[dict[str, Any]]]]] = {
         },
         _chosen_rows,
     ),
+    "probed": (
+        {
+            "input": {"type": "object", "properties": THING, "required": ["thing"]},
+            "output": {
+                "type": "object",
+                "properties": {
+                    "colour": {"enum": [*COLOURS]},
+                    "said": {"type": "string", "maxLength": 20},
+                    "score": {"type": "number"},
+                },
+                "required": ["colour", "said", "score"],
+            },
+            "prompt": {"question": "{{ thing }}"},
+            "answer": {"kind": "generate", "choice_field": "colour", "choice_by": "probe"},
+            "generation": {"max_tokens": 60},
+        },
+        _chosen_rows,
+    ),
     "likelihood": (
         {
             "input": {"type": "object", "properties": THING, "required": ["thing"]},
@@ -201,5 +219,7 @@ def make_toy(tiny_backbone: TinyBackbone) -> Callable[..., Toy]:
 
 def _epochs(kind: str, steps: int) -> float:
     """Roughly so many steps; packs of texts hold several rows."""
-    packs = {"choice": 8, "marks": 16, "generate": 3, "chosen": 3, "likelihood": 2}[kind]
+    packs = {"choice": 8, "marks": 16, "generate": 3, "chosen": 3, "probed": 3, "likelihood": 2}[
+        kind
+    ]
     return steps * 2 / packs

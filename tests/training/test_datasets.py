@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,22 @@ def test_quotes_are_plain_text_with_their_statement(terms: Path) -> None:
     assert len(rows) == 12
     assert rows[0]["quote"] == "We keep your data for 0 years and more."
     assert rows[0]["statement"] == "Data is kept 0 years"
+
+
+def test_statements_have_the_topics_that_a_file_names(terms: Path, tmp_path: Path) -> None:
+    said = {f"Data is kept {n} years": f"kept {n}" for n in range(12)}
+    named = [
+        {"statement": hashlib.sha256(text.encode()).hexdigest()[:12], "topic": topic}
+        for text, topic in said.items()
+    ]
+    topics = tmp_path / "topics.jsonl"
+    topics.write_text("".join(json.dumps(row) + "\n" for row in named))
+    rows = load_dataset("tosdr", terms, topics=str(topics))
+    assert len(rows) == 12
+    assert all(row["topic"] == said[row["statement"]] for row in rows)
+    topics.write_text("".join(json.dumps(row) + "\n" for row in named[1:]))
+    with pytest.raises(InputError, match="no topic for the statement 'Data is kept 0 years'"):
+        load_dataset("tosdr", terms, topics=str(topics))
 
 
 def test_pages_ask_for_what_they_say_and_for_what_they_do_not(terms: Path) -> None:

@@ -38,14 +38,20 @@ from agentkit.training.backbone import load_frozen
 from agentkit.training.fitting import _Clock
 from agentkit.training.lower import LowerStates, layers_only
 from agentkit.training.methods import Attached, attach, start_from
-from agentkit.training.model import PackModel, choice_features, label_features
+from agentkit.training.model import (
+    PackModel,
+    choice_features,
+    label_features,
+    probed_features,
+)
 from agentkit.training.packs import Pack, Packer
 from agentkit.training.rows import Row
 from agentkit.training.spec import TrainSpec
 from agentkit.training.train import Trained, train_skill
 from agentkit.types import EncodedPrompt, Generation, Request
 
-KINDS = ("choice", "marks", "generate", "chosen", "likelihood")
+KINDS = ("choice", "marks", "generate", "chosen", "probed", "likelihood")
+HEADS = ("choice", "marks", "chosen", "probed")
 WORDS = ("red", "blue")
 
 
@@ -71,7 +77,9 @@ class Done:
 @pytest.fixture(scope="module", params=KINDS)
 def done(request, make_toy: Callable[..., Any], tmp_path_factory) -> Done:
     """One training of each kind, looked at by every test below."""
-    steps = 70 if request.param in ("generate", "chosen") else 40  # it learns to write JSON first
+    steps = (
+        70 if request.param in ("generate", "chosen", "probed") else 40
+    )  # it learns to write JSON first
     toy = make_toy(request.param, tmp_path_factory.mktemp(request.param), steps=steps)
     return Done(toy, *train(toy))
 
@@ -101,15 +109,18 @@ class Model:
                 kind = file.metadata()["agentkit.head"]
             self.head = build_head(kind, load_file(weights), where="head")
 
-    def states(self, pack: Pack) -> torch.Tensor:
-        decoder = self.model.model
-        lower = LowerStates(self.work / "lower", hidden=48, key=str, dtype=torch.float32)
+    def lower(self, pack: Pack) -> torch.Tensor:
+        states = LowerStates(self.work / "lower", hidden=48, key=str, dtype=torch.float32)
         with Progress(disable=True) as progress:
-            lower.compute(decoder, [pack], 2, progress)
+            states.compute(self.model.model, [pack], 2, progress)
+        return states.get(pack)
+
+    def states(self, pack: Pack) -> torch.Tensor:
+        decoder, lower = self.model.model, self.lower(pack)
         with layers_only(decoder, range(2, 4), final_norm=True), torch.inference_mode():
             return PackModel(
                 decoder, self.model.lm_head, self.head, 1.0, Attached(self.peft)
-            ).states(pack, lower.get(pack))
+            ).states(pack, lower)
 
     def likelihood(self, prompt: EncodedPrompt, answer: list[int]) -> float:
         ids = [*prompt.ids, *answer]
@@ -149,7 +160,7 @@ def test_it_leaves_adapter_head_figures_and_card(done: Done) -> None:
         "metrics.json",
         "README.md",
     } <= names
-    assert ("head.safetensors" in names) == (done.toy.kind in ("choice", "marks", "chosen"))
+    assert ("head.safetensors" in names) == (done.toy.kind in HEADS)
     assert not any(name.startswith(".") for name in names)
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics == done.trained.metrics
@@ -199,7 +210,7 @@ def test_the_untrained_and_the_trained_are_measured_on_the_tuning_rows(done: Don
 def test_the_folder_passes_the_checks_of_a_served_skill(done: Done) -> None:
     skill = load_skill(done.toy.folder)
     check_adapter(skill)
-    assert skill.head == (done.toy.kind in ("choice", "marks", "chosen"))
+    assert skill.head == (done.toy.kind in HEADS)
 
 
 def test_peft_loads_every_tensor_of_it(done: Done, tiny_backbone: TinyBackbone) -> None:
@@ -225,7 +236,7 @@ def test_the_engine_gives_the_numbers_of_the_trained_model(
     engine, skill = served
     model = Model(done.toy, tmp_path)
     encoded = prompts(skill, done.toy, engine.tokenizer)
-    if done.toy.kind in ("choice", "marks", "chosen"):
+    if done.toy.kind in HEADS:
         completions = engine.run([Request(e, adapter=skill.digest, read=True) for e in encoded])
     else:
         completions = engine.run([Request(e, adapter=skill.digest, choices=WORDS) for e in encoded])
@@ -242,7 +253,10 @@ def test_the_engine_gives_the_numbers_of_the_trained_model(
         (pack,) = packer.pack([Row(row["input"], row["expected"], "g")])
         hidden = model.states(pack)
         with torch.inference_mode():
-            if done.toy.kind in ("choice", "chosen"):
+            if done.toy.kind == "probed":
+                probed = model.head(probed_features(pack, model.lower(pack)))
+                pairs = [(completion.reading.choices, probed[0].softmax(-1))]
+            elif done.toy.kind in ("choice", "chosen"):
                 choices, evidence = model.head(*choice_features(pack, hidden))
                 pairs = [
                     (completion.reading.choices, choices[0].softmax(-1)),
@@ -393,7 +407,16 @@ def test_minutes_count_over_all_starts_of_a_training(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- a head alone
 
 
-@pytest.mark.parametrize("kind", ["choice", "marks"])
+def before_the_norm(model: Any, pack: Pack) -> torch.Tensor:
+    """What the last layer gives of a pack's tokens, `(tokens, hidden)`."""
+    given: list[torch.Tensor] = []
+    hook = model.model.norm.register_forward_pre_hook(lambda _, args: given.append(args[0][0]))
+    model.model(input_ids=torch.tensor([pack.ids]))
+    hook.remove()
+    return given[0]
+
+
+@pytest.mark.parametrize("kind", ["choice", "marks", "probed"])
 def test_a_head_alone_is_trained_on_the_frozen_backbone_and_served_without_an_adapter(
     make_toy: Callable[..., Any], tmp_path: Path, kind: str
 ) -> None:
@@ -405,13 +428,14 @@ def test_a_head_alone_is_trained_on_the_frozen_backbone_and_served_without_an_ad
         path.name for path in toy.folder.iterdir()
     )
     losses = [entry["loss"] for entry in trained.metrics["loss"]]
-    assert losses[-1] < 0.8 * losses[0]
+    # A probe takes no steps.
+    assert losses == [] if kind == "probed" else losses[-1] < 0.8 * losses[0]
     skill = load_skill(toy.folder)
     check_adapter(skill)
     tokenizer = AutoTokenizer.from_pretrained(toy.settings.backbone)
     plain: Any = AutoModelForCausalLM.from_pretrained(toy.settings.backbone).eval()
     head = build_head(
-        {"choice": "choice", "marks": "span-labels"}[kind],
+        {"choice": "choice", "marks": "span-labels", "probed": "probe"}[kind],
         load_file(toy.folder / "head.safetensors"),
         where="head",
     )
@@ -427,7 +451,11 @@ def test_a_head_alone_is_trained_on_the_frozen_backbone_and_served_without_an_ad
         (pack,) = packer.pack([Row(row["input"], row["expected"], "g")])
         with torch.inference_mode():
             hidden = plain.model(input_ids=torch.tensor([pack.ids])).last_hidden_state[0]
-            if kind == "choice":
+            if kind == "probed":
+                below = before_the_norm(plain, pack)
+                wanted = head(probed_features(pack, below))[0].softmax(-1)
+                ours = completion.reading.choices
+            elif kind == "choice":
                 wanted = head(*choice_features(pack, hidden))[0][0].softmax(-1)
                 ours = completion.reading.choices
             else:
