@@ -49,7 +49,7 @@ WHOLE = (
 """Of the others the README shows what has a target; `--json` has all of it."""
 BESIDE = (
     *("accuracy", "macro_f1", "evidence_f1", "evidence_recall", "evidence_map"),
-    *("aupr", "rouge_l"),
+    *("accuracy.topic", "accuracy.rating", "macro_f1.rating", "aupr", "rouge_l"),
 )
 """Figures of skills that are shown for the adapter and for what it is compared with."""
 OPEN, CLOSE = "<!-- measured: make bench -->", "<!-- /measured -->"

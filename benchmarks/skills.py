@@ -74,7 +74,9 @@ def main() -> int:
                     metrics.append(Metric(f"{name}, {set_}, rows", 0, "", "> 0", False))
                     continue
                 predictors: dict[str, Predictor] = {"adapter": served(kit, skill)}
-                if isinstance(skill.manifest.answer, GenerateAnswer) and not skill.head:
+                # What a probe reads is the frozen backbone's own.
+                bare_too = not skill.head or skill.manifest.probes
+                if isinstance(skill.manifest.answer, GenerateAnswer) and bare_too:
                     predictors["frozen"] = served(kit, skill, bare)
                 elif name in frozen:
                     other = kit.store.admit(load_skill(frozen[name], name=name))
@@ -224,7 +226,7 @@ MARGINS = {
     ("compliance-review", "prior", "accuracy"): 0.0,
     ("compliance-review", "prior", "macro_f1"): 0.0,
     ("reporting", "tf-idf", "rouge_l"): ADDS,
-    ("reporting", "tf-idf", "accuracy"): ADDS,
+    ("reporting", "tf-idf", "accuracy.rating"): ADDS,
     **{
         (skill, "frozen", figure): ADDS
         for skill, figure in (

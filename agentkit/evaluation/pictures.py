@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from agentkit.evaluation.report import Evaluation
+from agentkit.evaluation.text_scorer import MOST_SHOWN
 from agentkit.pictures import picture
 from agentkit.types import Json
 
@@ -22,9 +23,11 @@ def draw_all(folder: Path, evaluation: Evaluation) -> list[Path]:
     """
     details = evaluation.skill.details
     drawn = []
-    if "confusion" in details:
-        drawn.append(folder / "confusion.svg")
-        draw_confusion(drawn[-1], details["confusion"])
+    confusions = {"": details["confusion"]} if "confusion" in details else {}
+    for name, one in (confusions | details.get("confusions", {})).items():
+        if len(one["labels"]) <= MOST_SHOWN:
+            drawn.append(folder / (f"confusion-{name}.svg" if name else "confusion.svg"))
+            draw_confusion(drawn[-1], one)
     if "curve" in details:
         drawn.append(folder / "precision_recall.svg")
         draw_curves(

@@ -12,6 +12,9 @@ from agentkit.evaluation.resampling import Floats, Values, Weights
 from agentkit.evaluation.scoring import Prediction, words_of
 from agentkit.types import Json
 
+MOST_SHOWN = 30
+"""Values of a label up to which each is told of, and their confusion is a picture."""
+
 
 class TextScorer:
     """Stateful: per row, which labels are right and how like the texts are.
@@ -80,17 +83,21 @@ class TextScorer:
 
     def _trust(self, name: str, weights: Weights) -> dict[str, float | None]:
         """How far the confidence in a label is the share of it that is right."""
-        gold, said = np.array(self._gold[name]), np.array(self._said[name])
-        sure = np.array(self._confidence)
-        known = (gold >= 0) & (said >= 0) & ~np.isnan(sure)
+        sure, right, known = self._certainty(name)
+        counted = np.asarray(weights) * known
         if not known.any():
             return {}
-        right, counted = (gold == said).astype(np.float64), np.asarray(weights) * known
-        sure = np.nan_to_num(sure)
         return {
             "ece": classes.calibration_error(sure, right, counted),
             "brier": classes.brier(sure, right, counted),
         }
+
+    def _certainty(self, name: str) -> tuple[Floats, Floats, Floats]:
+        """Per row how sure a label is, whether it is right, and whether both are known."""
+        gold, said = np.array(self._gold[name]), np.array(self._said[name])
+        sure = np.array(self._confidence)
+        known = (gold >= 0) & (said >= 0) & ~np.isnan(sure)
+        return np.nan_to_num(sure), (gold == said).astype(np.float64), known.astype(np.float64)
 
     def _confusion(self, name: str, weights: Weights) -> Floats:
         gold = np.array(self._gold[name], dtype=np.int64)
@@ -111,6 +118,8 @@ class TextScorer:
             counts = self._confusion(name, np.ones(len(self._gold[name])))
             each = classes.per_class(counts)
             for at, value in enumerate(values):
+                if len(values) > MOST_SHOWN and not (counts[at].any() or counts[:, at].any()):
+                    continue  # of many values those that occur
                 called = str(value) if len(self._labels) == 1 else f"{name}={value}"
                 labels[called] = {
                     "precision": round(float(each.precision[at]), 4),
@@ -127,6 +136,9 @@ class TextScorer:
             details["confusion"] = next(iter(matrices.values()))
         elif matrices:
             details["confusions"] = matrices
+        if self._chosen is not None:
+            certainty = self._certainty(self._chosen)
+            details["reliability"] = classes.reliability_rows(*certainty)
         return details
 
 

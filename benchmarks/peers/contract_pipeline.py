@@ -30,7 +30,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Logi
 
 from agentkit.adapters.heads import (
     KIND,
+    LinearProbe,
     build_head,
+    probe_features,
     question_features,
     span_features,
     token_features,
@@ -218,19 +220,25 @@ class Pipeline:
         field, read = manifest.answer.choice_field, {}
         if field is not None:
             # The prompts are read once: for the head, then for what is written of its choice.
-            cache = DynamicCache()
-            hidden = self._decoder()(
+            cache, head = DynamicCache(), self.heads["explain"]
+            probes = isinstance(head, LinearProbe)
+            found = self._decoder()(
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
                 past_key_values=cache,
-            ).last_hidden_state
-            questions = [
-                question_features(states[one.question_start - len(one.ids) :])
+                output_hidden_states=probes,
+            )
+            hidden = found.hidden_states[head.reads] if probes else found.last_hidden_state
+            asked = [
+                states[one.question_start - len(one.ids) :]
                 for states, one in zip(hidden, encoded, strict=True)
             ]
-            spans = span_features(hidden[0], (), ())
-            chosen = self.heads["explain"](torch.stack(questions), spans)[0].argmax(-1)
+            if probes:
+                chosen = head(torch.stack([*map(probe_features, asked)])).argmax(-1)
+            else:
+                questions = torch.stack([*map(question_features, asked)])
+                chosen = head(questions, span_features(hidden[0], (), ()))[0].argmax(-1)
             schemas = [
                 with_choice(schema, field, manifest.head_choices[int(at)])
                 for schema, at in zip(schemas, chosen, strict=True)

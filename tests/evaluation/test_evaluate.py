@@ -235,6 +235,36 @@ def test_pictures_are_the_same_for_the_same_values(
         assert ElementTree.parse(path).getroot().tag.endswith("svg")
 
 
+def test_each_label_of_a_written_output_has_its_confusion_if_it_can_be_read(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    manifest = Manifest(
+        name="writer",
+        description="Writes.",
+        instructions="Write.",
+        input={"type": "object"},
+        output={
+            "type": "object",
+            "properties": {
+                "topic": {"enum": [f"topic {number}" for number in range(40)]},
+                "grade": {"enum": ["good", "bad"]},
+                "tone": {"enum": ["calm", "rude"]},
+            },
+        },
+        prompt={"question": "{{ input }}"},
+        answer={"kind": "generate"},
+    )
+    said = {"topic": "topic 1", "grade": "good", "tone": "calm"}
+    rows = [Row({}, said, str(number)) for number in range(3)]
+    found = evaluate(
+        manifest,
+        rows,
+        {"skill": lambda rows: [Prediction(said) for _ in rows]},
+        text_of=lambda input: "",
+    )
+    drawn = draw_all(tmp_path, found)
+    assert [path.name for path in drawn] == ["confusion-grade.svg", "confusion-tone.svg"]
+
+
 def test_marks_have_pictures_of_precision_and_recall_and_of_how_sure_they_are(
     marks_manifest: Manifest, tmp_path: Path
 ) -> None:

@@ -195,6 +195,24 @@ def test_how_sure_a_chosen_label_is_is_measured_where_it_is_said(text_manifest: 
     assert figures["ece"] == pytest.approx((0.1 + 0.7) / 2)
     assert figures["brier"] == pytest.approx((0.1**2 + 0.7**2) / 2)
     assert "ece" not in TextScorer(text_manifest.output).figures(ones(0))
+    held = [one for one in scorer.details()["reliability"] if one["rows"]]
+    assert [(one["confidence"], one["accuracy"], one["rows"]) for one in held] == [
+        (0.7, 0.0, 1),
+        (0.9, 1.0, 1),
+    ]
+
+
+def test_of_a_label_with_many_values_those_are_told_of_that_occur() -> None:
+    topics = [f"topic {number}" for number in range(40)]
+    schema = {"properties": {"topic": {"enum": topics}, "grade": {"enum": ["good", "bad"]}}}
+    scorer = TextScorer(schema)
+    scorer.add({}, {"topic": "topic 3"}, Prediction({"topic": "topic 8", "grade": "good"}))
+    assert list(scorer.details()["labels"]) == [
+        "topic=topic 3",
+        "topic=topic 8",
+        "grade=good",
+        "grade=bad",
+    ]
 
 
 def test_several_fields_of_a_sort_bear_their_names() -> None:
