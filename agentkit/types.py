@@ -253,7 +253,7 @@ class Request:
     schema: Mapping[str, Json] | None = None
     """JSON Schema that the generated text must meet."""
     choice_field: str | None = None
-    """A property of the schema, an enum of texts, that the skill's choice head chooses before the
+    """A property of the schema, an enum of texts, that the skill's head or probe chooses before the
     rest is written. A skill without one, and the bare backbone, write it themselves."""
     choices: tuple[str, ...] | None = None
     """Score these answers by their likelihood instead of generating."""

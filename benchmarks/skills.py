@@ -9,7 +9,8 @@
   it the nearest training row by TF-IDF, its labels by the vote of seven.
 
 Intervals are bootstraps over documents. The frozen backbone answers with the same prompt, schema
-and scoring. Where a task head answers or chooses, the same head is trained on the frozen backbone:
+and scoring; a probe reads it anyhow. Where a task head answers or chooses, the same head is trained
+on the frozen backbone:
 `agentkit train skills/SKILL --out out/frozen --with method=head --with epochs=20` (few minutes, as
 the states are computed once). `--frozen SKILL=DIR` names another such folder; without one that
 line is left out.

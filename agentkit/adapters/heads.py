@@ -189,7 +189,7 @@ class LinearProbe(nn.Module):
 
     It reads the mean of what goes into one of the backbone's layers. That tells many choices apart
     better than a head trained with an adapter does from few examples: it cannot learn them by
-    heart. Fitted in closed form rather than by steps, so all that it holds are buffers.
+    heart. Fitted by itself, not by the training's steps, so all that it holds are buffers.
     """
 
     kind = "probe"

@@ -121,6 +121,7 @@ def prepare(skill: Skill, backbone: Backbone) -> PreparedSkill:
         invocation = tuple(config.alora_invocation_tokens)
         _check_invocation(invocation, backbone, where)
     _check_values(deltas, prefix_states, backbone, where)
+    lowest = min((backbone.modules[name].layer for name in deltas), default=0)
     return PreparedSkill(
         digest=skill.digest,
         name=skill.name,
@@ -129,8 +130,8 @@ def prepare(skill: Skill, backbone: Backbone) -> PreparedSkill:
         deltas=deltas,
         prefix_states=prefix_states,
         invocation_tokens=invocation,
-        head=_read_head(skill, backbone),
-        lowest_layer=min((backbone.modules[name].layer for name in deltas), default=0),
+        head=_read_head(skill, backbone, lowest),
+        lowest_layer=lowest,
         fingerprint=status,
     )
 
@@ -148,7 +149,7 @@ def _head_alone(skill: Skill, backbone: Backbone, where: str) -> PreparedSkill:
         deltas={},
         prefix_states=None,
         invocation_tokens=(),
-        head=_read_head(skill, backbone),
+        head=_read_head(skill, backbone, backbone.layers),
         lowest_layer=backbone.layers,
         fingerprint=status,
     )
@@ -231,7 +232,7 @@ def _check_values(
         )
 
 
-def _read_head(skill: Skill, backbone: Backbone) -> Head | None:
+def _read_head(skill: Skill, backbone: Backbone, lowest: int) -> Head | None:
     if skill.head_weights is None:
         return None
     where = str(skill.head_weights)
@@ -246,15 +247,28 @@ def _read_head(skill: Skill, backbone: Backbone) -> Head | None:
             hint="the head was trained on another backbone",
         )
     _check_answers(head, skill.manifest, where)
-    if isinstance(head, LinearProbe) and (
-        backbone.decoder is None or not 0 <= head.reads <= backbone.layers
-    ):
+    if isinstance(head, LinearProbe):
+        _check_probe(head, backbone, lowest, where)
+    return head.to(backbone.device)
+
+
+def _check_probe(probe: LinearProbe, backbone: Backbone, lowest: int, where: str) -> None:
+    """A probe reads what no adapter has changed; `lowest` is the first layer that one acts on."""
+    if backbone.decoder is None:
+        raise AdapterError("the backbone's layers cannot be read apart", where=where)
+    if not 0 <= probe.reads <= backbone.layers:
         raise AdapterError(
-            f"the probe reads what goes into layer {head.reads}; the backbone has no such layer",
+            f"the probe reads what goes into layer {probe.reads}; the backbone has no such layer",
             where=where,
             hint="train the skill on this backbone",
         )
-    return head.to(backbone.device)
+    if probe.reads > lowest:
+        raise AdapterError(
+            f"the probe reads what goes into layer {probe.reads}; the adapter acts from layer "
+            f"{lowest} on",
+            where=where,
+            hint="adapter and head are of two trainings: train the skill again",
+        )
 
 
 def _choices_of(head: Head, *, probe: bool) -> tuple[int, ...]:
@@ -280,6 +294,13 @@ def _check_answers(head: Head, manifest: Manifest, where: str) -> None:
         wants = (units.count("sentence"), units.count("token"))
     else:
         return
+    if gives != wants and isinstance(head, LinearProbe) != manifest.probes:
+        raise AdapterError(
+            f"the head is of kind {head.kind!r}; answer.choice_by is "
+            f"{'probe' if manifest.probes else 'head'!r}",
+            where=where,
+            hint="train the skill again, or name what it was trained with",
+        )
     if gives != wants:
         raise AdapterError(
             f"the {head.kind!r} head gives {gives or 'other'} answers, skill.yaml wants {wants} "

@@ -27,7 +27,7 @@ class GenerateAnswer(_Frozen):
 
     kind: Literal["generate"] = "generate"
     choice_field: str | None = None
-    """Output field, an enumeration, that a task head chooses before the rest is written to fit. It
+    """Output field, an enumeration, that is chosen before the rest is written to fit. What chooses
     reads the whole question: surer than the first token that would be written of it. If the output
     has a `score`, that gets its probability."""
     choice_by: Literal["head", "probe"] = "head"
@@ -188,7 +188,7 @@ class Manifest(_Frozen):
 
     @property
     def head_choices(self) -> tuple[str, ...]:
-        """What a choice head picks from; empty where the skill has none."""
+        """What a choice head or a probe picks from; empty where the skill has neither."""
         answer = self.answer
         if isinstance(answer, ChoiceAnswer):
             return answer.choices if answer.scoring == "head" else ()

@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
+from agentkit.adapters.heads import Head
 from agentkit.training.lower import LowerStates
 from agentkit.training.model import PackModel, trained_tensors
 from agentkit.training.packs import Pack
@@ -207,9 +208,10 @@ def share_of_rate(step: int, steps: int, spent: float) -> float:
     return min(up, max(0.0, 1.0 - done))
 
 
-def checkpoint_key(spec: TrainSpec, packs: Sequence[Pack], backbone: str) -> str:
+def checkpoint_key(spec: TrainSpec, packs: Sequence[Pack], backbone: str, head: Head | None) -> str:
     """Names what a training is of, so that a checkpoint of another one is never gone on from."""
-    digest = hashlib.sha256(f"{backbone}\n{spec.model_dump_json()}".encode())
+    kind = head.kind if head is not None else ""
+    digest = hashlib.sha256(f"{backbone}\n{kind}\n{spec.model_dump_json()}".encode())
     for pack in packs:
         digest.update(repr(pack).encode())
     return digest.hexdigest()[:16]

@@ -132,6 +132,14 @@ class LowerStates:
                 self._index[name] = offset
                 progress.advance(task, len(pack.ids))
 
+    def release(self, packs: Sequence[Pack]) -> None:
+        """Give up the lower layers' weights, if the states of all packs are kept.
+
+        Nothing computes with those layers again, and the upper ones train in their room.
+        """
+        if all(self._holds(pack, len(self._layers)) for pack in packs):
+            self._layers.to_empty(device="meta")
+
     def _bytes(self, pack: Pack) -> int:
         return self._dtype.itemsize * self._hidden * len(pack.ids)
 

@@ -161,7 +161,7 @@ class Probe:
 
     def _warm_head(self, model: PackModel, attached: Attached, packs: Sequence[Pack]) -> None:
         """Fit the head to the bare backbone first: gradients through a random one say little."""
-        if model.head is None:
+        if model.head is None or not list(model.head.parameters()):
             return
         with attached.disabled(), torch.no_grad():
             states = [model.states(pack, self._embedded(pack)) for pack in packs]

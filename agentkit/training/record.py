@@ -42,7 +42,7 @@ def _card(manifest: Manifest, metrics: dict[str, Any]) -> str:
 
 {_what(training)} for the backbone `{backbone["name"]}` (licence: {backbone["license"]};
 fingerprint `{backbone["fingerprint"][:12]}`),
-trained with `agentkit train`: {_way(training)}, {_epochs(metrics):.3g} epochs of
+trained with `agentkit train`: {_way(training)}, {_passes(metrics)} of
 {metrics["tokens_per_epoch"]:,} tokens in {metrics["seconds"] / 60:.0f} minutes, with at most
 {metrics["peak_memory_bytes"] / 1e9:.1f} GB of memory.
 
@@ -67,6 +67,12 @@ All figures, versions and settings are in `metrics.json`; `training.svg` is the 
 English only. The adapter answers for the kind of documents in the table; what it says of others is
 unmeasured. It is an aid to a reader, not legal advice.
 """
+
+
+def _passes(metrics: dict[str, Any]) -> str:
+    # Without a step there was a probe alone, fitted to one reading.
+    alone = metrics["training"]["method"] == "head" and not metrics["loss"]
+    return "one reading" if alone else f"{_epochs(metrics):.3g} epochs"
 
 
 def _epochs(metrics: dict[str, Any]) -> float:
@@ -102,6 +108,9 @@ def _way(training: dict[str, Any]) -> str:
 
 
 def _curve(path: Path, name: str, history: list[dict[str, float]]) -> None:
+    if not history:
+        path.unlink(missing_ok=True)  # an earlier training's
+        return
     # A picture is an extra: the numbers are in metrics.json.
     with suppress(MissingExtraError), picture(path, (6, 3)) as axes:
         axes.plot([h["step"] for h in history], [h["loss"] for h in history], color="#2f5d8a")

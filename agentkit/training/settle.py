@@ -60,7 +60,7 @@ def settle(
             packs,
             head,
             store=work / "search.sqlite",
-            key=checkpoint_key(spec, packs, str(count)),
+            key=checkpoint_key(spec, packs, str(count), head),
             said=said,
         )
         draw_search(skill / "search.svg", found["search"], skill.name)

@@ -35,7 +35,7 @@ from agentkit.skill.manifest import Manifest, MarksAnswer
 from agentkit.skill.manifest_files import read_manifest
 from agentkit.training.backbone import decoder_of, load_frozen
 from agentkit.training.fitting import checkpoint_key, fit
-from agentkit.training.layer_selection import LayerChoice
+from agentkit.training.layer_selection import LayerChoice, given_layers
 from agentkit.training.linear_probe import fit_probe
 from agentkit.training.lower import LowerStates, layers_only, recomputed
 from agentkit.training.measure import calibrate, measure_packs
@@ -115,6 +115,8 @@ def train_skill(
     decoder, hidden = decoder_of(model), int(model.config.hidden_size)
     count = int(model.config.num_hidden_layers)
     head = _new_head(manifest, hidden)
+    if isinstance(head, LinearProbe):
+        _check_probe(spec, count, skill)
     spec, choice, found = settle(
         spec, model, train_packs, head, skill=skill, work=work, console=console
     )
@@ -132,16 +134,22 @@ def train_skill(
         ),
     )
     checkpoints = (
-        work / "checkpoints" / checkpoint_key(spec, train_packs, f"{fingerprint}:{choice.chosen}")
+        work
+        / "checkpoints"
+        / checkpoint_key(spec, train_packs, f"{fingerprint}:{choice.chosen}", head)
     )
     with Progress(console=console) as progress:
         states.compute(decoder, [*train_packs, *tuning_packs], lowest, progress)
+    if spec.quantization != "nf4":  # its parameters cannot be emptied
+        states.release([*train_packs, *tuning_packs])
 
     set_seed(spec.seed)  # whatever was probed, the training is the same
     invocation = _invocation(tokenizer)
     attached = attach(model, spec, choice.chosen, invocation)
     if spec.start_from:
-        start_from(attached, head, skill / spec.start_from)
+        # A probe is fitted anew, so that an adapter will do that has none.
+        taught = None if isinstance(head, LinearProbe) else head
+        start_from(attached, taught, skill / spec.start_from)
     with layers_only(decoder, range(lowest, count), final_norm=True):
         pack_model = PackModel(decoder, model.lm_head, head, spec.evidence_weight, attached)
         before = measure_packs(pack_model, tuning_packs, states, manifest)
@@ -217,7 +225,33 @@ def _new_head(manifest: Manifest, hidden: int) -> Head | None:
     return None
 
 
-def _place(probe: LinearProbe, lowest: int, count: int, skill: Path) -> None:
+def _check_probe(spec: TrainSpec, count: int, skill: Path) -> None:
+    """Raises `SkillError` for settings that leave a probe nothing to read, before time is spent."""
+    where = str(skill / "train.yaml")
+    methods = {spec.method, *(spec.search.method if spec.search else ())}
+    if "prefix" in methods:
+        raise SkillError(
+            "a probe reads the states below the adapter, and a prefix acts on every layer",
+            where=where,
+            hint="take another method, or answer.choice_by: head",
+        )
+    if spec.search and "head" in methods:
+        raise SkillError(
+            "a probe takes no steps that a search could compare",
+            where=where,
+            hint="take head out of search.method",
+        )
+    if not spec.cache_lower:
+        raise SkillError(
+            "a probe is fitted to the lower layers' cached states",
+            where=where,
+            hint="set cache_lower: true, or answer.choice_by: head",
+        )
+    if spec.method != "head" and spec.layers != "auto" and not (spec.search or spec.layers_of):
+        _place(None, given_layers(spec.layers, count)[0], count, skill)
+
+
+def _place(probe: LinearProbe | None, lowest: int, count: int, skill: Path) -> None:
     """Have a probe read what goes into the lowest layer that changes.
 
     Raises `SkillError` where too little of the backbone is below that to have understood anything.
@@ -226,9 +260,10 @@ def _place(probe: LinearProbe, lowest: int, count: int, skill: Path) -> None:
         raise SkillError(
             f"a probe reads the states below the adapter, which starts at layer {lowest}",
             where=str(skill / "train.yaml"),
-            hint="set layers: upper 1/3 and cache_lower: true, or answer.choice_by: head",
+            hint="set layers: upper 1/3, or answer.choice_by: head",
         )
-    probe.layer.fill_(lowest)
+    if probe is not None:
+        probe.layer.fill_(lowest)
 
 
 # ---------------------------------------------------------------- results

@@ -123,6 +123,15 @@ def test_a_probe_of_a_layer_that_is_not_there_is_refused(
         engine.load(load_skill(folder))
 
 
+def test_a_probe_above_the_first_adapted_layer_is_refused(
+    engine: Engine, tiny: TinyBackbone, tmp_path: Path
+) -> None:
+    head = tiny_probe(48, 3, 2)
+    folder = tiny_adapter(tmp_path / "low", tiny, layers=[1, 3], head=head, manifest=PROBED)
+    with pytest.raises(AdapterError, match="acts from layer 1 on"):
+        engine.load(load_skill(folder))
+
+
 @pytest.mark.parametrize(
     ("manifest", "head"), [(MANIFEST, tiny_probe(48, 3, 2)), (PROBED, tiny_choice_head(48, 3))]
 )
@@ -130,7 +139,7 @@ def test_what_chooses_has_to_be_of_the_kind_that_the_skill_names(
     engine: Engine, tiny: TinyBackbone, tmp_path: Path, manifest: Any, head: Any
 ) -> None:
     folder = tiny_adapter(tmp_path / "other", tiny, head=head, manifest=manifest)
-    with pytest.raises(AdapterError, match="wants"):
+    with pytest.raises(AdapterError, match="choice_by"):
         engine.load(load_skill(folder))
 
 

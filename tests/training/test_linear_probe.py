@@ -20,6 +20,12 @@ HIDDEN = 12
 CHOICES = 4
 
 
+def train(toy: Any) -> dict[str, Any]:
+    return train_skill(
+        toy.folder, settings=toy.settings, data_dir=toy.folder, console=Console(quiet=True)
+    ).metrics
+
+
 class Kept:
     """Lower states that were computed before, by pack."""
 
@@ -82,13 +88,39 @@ def test_tuning_packs_set_how_sure_it_is() -> None:
     assert losses[1] < losses[0]
 
 
-def test_it_needs_layers_below_the_adapter(make_toy: Callable[..., Any], tmp_path: Path) -> None:
-    toy = make_toy("probed", tmp_path, layers="all")
-    with pytest.raises(SkillError, match="layer 0") as caught:
-        train_skill(
-            toy.folder, settings=toy.settings, data_dir=toy.folder, console=Console(quiet=True)
-        )
-    assert "upper 1/3" in str(caught.value)
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"layers": "all"}, "starts at layer 0.*upper 1/3"),
+        ({"method": "prefix", "layers": "all"}, "a prefix acts on every layer"),
+        ({"cache_lower": False}, "cache_lower: true"),
+        ({"search": {"method": ["lora", "head"]}}, "take head out of search.method"),
+    ],
+)
+def test_it_needs_states_that_no_adapter_changes(
+    make_toy: Callable[..., Any], tmp_path: Path, changes: dict[str, Any], what: str
+) -> None:
+    toy = make_toy("probed", tmp_path, **changes)
+    with pytest.raises(SkillError, match=what):
+        train(toy)
+
+
+def test_rank_is_searched_for_beside_a_probe(make_toy: Callable[..., Any], tmp_path: Path) -> None:
+    search = {"minutes": 0.05, "trials": 2, "rank": [2, 4]}
+    toy = make_toy("probed", tmp_path / "searched", steps=4, search=search)
+    assert train(toy)["search"]["trials"]
+
+
+def test_an_adapter_without_a_head_can_be_started_from(
+    make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    general = make_toy("generate", tmp_path / "general", steps=60)
+    train(general)
+    losses = [
+        train(make_toy("probed", tmp_path / name, steps=10, **changes))["loss"][0]["loss"]
+        for name, changes in (("fresh", {}), ("staged", {"start_from": str(general.folder)}))
+    ]
+    assert losses[1] < losses[0]
 
 
 def test_a_pack_without_questions_is_passed_over() -> None:

@@ -198,3 +198,20 @@ def test_block_attention_has_the_same_gradients() -> None:
     )
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_lower_layers_go_only_where_nothing_needs_them_again(model, tmp_path: Path) -> None:
+    packs = [make_pack(1), make_pack(2)]
+    wanted = upper_states(model, lower_states(model, tmp_path / "a.bin", packs, 2), packs[1], 2)
+    held = 48 * 4 * len(packs[0].ids)
+    states = LowerStates(
+        tmp_path / "b.bin", hidden=48, key=str, dtype=torch.float32, limit=held + 1
+    )
+    with Progress(disable=True) as progress:
+        states.compute(model.model, packs, 2, progress)
+    states.release(packs)  # the second does not fit, and is computed whenever it is wanted
+    assert torch.equal(upper_states(model, states, packs[1], 2), wanted)
+    states.release(packs[:1])
+    assert all(p.is_meta for layer in model.model.layers[:2] for p in layer.parameters())
+    assert not any(p.is_meta for layer in model.model.layers[2:] for p in layer.parameters())
+    upper_states(model, states, packs[0], 2)
