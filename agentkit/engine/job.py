@@ -135,6 +135,8 @@ def make_job(
         elif request.schema is not None:
             constraint = grammars.constraint(request.schema, max_tokens)
     prefix, stem = _layout(prompt, kind, skill)
+    if kind == "read" and isinstance(head, LinearProbe) and total == prefix + stem:
+        raise EngineError("a probe has no words of a question to read")
     taken = 0
     if not (kind == "read" and isinstance(head, SpanLabelHead)):
         taken = total - prefix - stem + sum(map(len, choices))

@@ -264,11 +264,6 @@ class Runner:
         for entry, row, end in zip(entries, rows, ends, strict=True):
             own = slice(end - entry.job.branch_length + 1, end + 1)
             if entry.job.probe:
-                if not entry.job.branch_length:
-                    entry.job.fail(EngineError("a probe has no words of a question to read"))
-                    tree.packed.end(row)
-                    tree.rows -= 1
-                    continue
                 lower = below[entry.job.probe.reads][own]
                 completion = probed(entry.job, lower, entry.cached)
             else:
