@@ -59,7 +59,7 @@ def measured(name: str, answers: Sequence[Answered]) -> list[Metric]:
     for called, of, target in (
         ("accuracy", accuracy, None),
         ("accuracy over the prior", over_prior, MARGIN),
-        ("accuracy over one verdict for all", over_one, None),
+        ("accuracy over one verdict for all", over_one, MARGIN),
         ("pairs turned", pairs_turned, TURNED),
     ):
         value, low, high = interval(groups, of)

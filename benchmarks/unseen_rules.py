@@ -10,7 +10,9 @@
   skill's documents or on `--limit` of each source; a fold that is there is not trained again.
 
 Beside each stands the most frequent verdict, known beforehand: of all questions for contracts, of
-each hypothesis in each form for ContractNLI, and there, too, of all questions. A pair is turned
+each hypothesis in each form for ContractNLI, and there, too, of all questions. Of a rule that is
+new no more can be known than the latter; the former takes for granted how each hypothesis is
+usually answered, and is the harder one to be better than. A pair is turned
 when a rule and its opposite get opposite verdicts. Intervals are bootstraps over documents.
 """
 
