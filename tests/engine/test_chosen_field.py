@@ -1,5 +1,6 @@
 """A written answer whose field a task head chooses: the head's choice, the text that fits it."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from agentkit.engine.engine import Engine
 from agentkit.errors import AdapterError, SkillError
+from agentkit.prompt import frame_of
 from agentkit.skill.folder import Skill, load_skill
 from agentkit.testing import TinyBackbone, tiny_adapter, tiny_choice_head, tiny_probe
 from agentkit.types import Generation, Request
@@ -113,6 +115,34 @@ def test_a_probe_reads_the_mean_of_what_goes_into_its_layer(
             states = plain.model(ids, output_hidden_states=True).hidden_states[2][0]
             wanted = probe(states[prompt.question_start :].mean(dim=0)[None])[0].softmax(-1)
         assert completion.reading.choices == pytest.approx(wanted.numpy(), abs=1e-4)
+
+
+def test_probes_of_several_layers_are_read_side_by_side(
+    engine: Engine, tiny: TinyBackbone, prompts: Prompts, tmp_path: Path
+) -> None:
+    ask = []
+    for layer, activated in ((1, False), (3, False), (2, True)):
+        folder = tiny_adapter(
+            tmp_path / f"from-{layer}",
+            tiny,
+            seed=layer,
+            layers=range(layer, 4),
+            head=tiny_probe(48, 3, layer, seed=layer),
+            manifest=PROBED,
+        )
+        if activated:
+            config = json.loads((folder / "adapter_config.json").read_text())
+            text = frame_of(engine.tokenizer).invocation
+            ids = engine.tokenizer(text, add_special_tokens=False)["input_ids"]
+            config["alora_invocation_tokens"] = list(ids)
+            (folder / "adapter_config.json").write_text(json.dumps(config))
+        skill = load_skill(folder)
+        engine.load(skill)
+        ask += [Request(prompts(q), adapter=skill.digest, read=True) for q in QUESTIONS]
+    alone = [done(engine, request).reading.choices for request in ask]
+    for one, other in zip(alone, engine.run(ask), strict=True):
+        assert other.reading.choices == pytest.approx(one, abs=1e-4)
+    assert max(abs(alone[0] - alone[3])) > 1e-3
 
 
 def test_a_probe_of_a_layer_that_is_not_there_is_refused(
