@@ -26,6 +26,7 @@ from agentkit.skill.manifest import (
     SpanLabel,
 )
 from agentkit.skill.quoting import fill_quotes, filled_schema, written_schema
+from agentkit.skill.schema import with_choice
 from agentkit.types import Completion, EncodedPrompt, Json, Prompt, Reading
 
 TOKEN_RUN = 0.5
@@ -90,6 +91,8 @@ def generation_schema(manifest: Manifest, prompt: Prompt) -> dict[str, Json] | N
     narrowed: dict[str, Json] = grounded_schema(
         written_schema(manifest.output, len(prompt.spans)), shown_text(prompt)
     )
+    if isinstance(manifest.answer, GenerateAnswer) and prompt.chosen is not None:
+        narrowed = with_choice(narrowed, manifest.answer.choice_field or "", prompt.chosen)
     return _unscored(narrowed) if _scores(manifest) else narrowed
 
 
@@ -146,7 +149,9 @@ def _written_output(manifest: Manifest, answered: Answered) -> Json:
         ) from error
     output = fill_quotes(manifest.output, value, encoded.prompt.spans)
     reading = completion.reading
-    if _scores(manifest) and reading is not None and reading.choices is not None:
+    if _scores(manifest) and encoded.prompt.chosen is not None:
+        output[_SCORE] = 1.0
+    elif _scores(manifest) and reading is not None and reading.choices is not None:
         output[_SCORE] = round(float(reading.choices.max()), 4)
     return output
 

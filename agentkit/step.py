@@ -389,7 +389,7 @@ def _request(skill: Skill, encoded: EncodedPrompt) -> Request:
                 beams=limits.beams,
             ),
             schema=generation_schema(manifest, encoded.prompt),
-            choice_field=answer.choice_field,
+            choice_field=None if encoded.prompt.chosen else answer.choice_field,
         )
     if isinstance(answer, ChoiceAnswer) and answer.scoring == "likelihood":
         return Request(encoded, adapter=skill.digest, choices=answer.choices)

@@ -157,6 +157,8 @@ class Prompt:
     instructions: Segment
     question: Segment
     invocation: Segment
+    chosen: str | None = None
+    """What the input says already of the field that the skill would choose a value of."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from agentkit.retrieval.loaders import document_from_text
 from agentkit.settings import Settings
 from agentkit.types import Document
+
+# A busy machine is no failure: no test is timed against the clock.
+hypothesis.settings.register_profile("agentkit", deadline=None)
+hypothesis.settings.load_profile("agentkit")
 
 AGREEMENT = """\
 SERVICES AGREEMENT

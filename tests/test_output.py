@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 
 from agentkit.errors import InputError, OutputError
 from agentkit.output import check_input, fits, generation_schema, to_output
-from agentkit.prompt import build_prompt, encode_prompt, frame_of, number_spans, renumber
+from agentkit.prompt import (
+    build_prompt,
+    encode_prompt,
+    frame_of,
+    number_spans,
+    renumber,
+    skill_prompt,
+)
 from agentkit.retrieval.spans import split_spans
 from agentkit.skill.manifest import Manifest
 from agentkit.testing import tiny_tokenizer
@@ -169,6 +176,48 @@ def test_a_field_that_a_head_chose_comes_with_its_probability() -> None:
     assert to_output(judge, [(prompt, answer)]) == {"tone": "rude", "said": "Go.", "score": 0.8}
     plain = manifest(output=output)
     assert generation_schema(plain, prompt.prompt) == output
+
+
+@pytest.mark.parametrize(
+    ("input", "chosen"),
+    [
+        ({"text": "Go!", "mood": "RUDE"}, "rude"),
+        ({"text": "Go!", "mood": "sleepy"}, None),  # no value of the field
+        ({"text": "Go!"}, None),
+    ],
+)
+def test_what_the_input_says_of_a_field_is_not_chosen(
+    input: dict[str, str], chosen: str | None
+) -> None:
+    judge = manifest(
+        output={
+            "type": "object",
+            "properties": {
+                "tone": {"enum": ["calm", "rude"]},
+                "said": {"type": "string"},
+                "score": {"type": "number"},
+            },
+            "required": ["said", "score"],
+        },
+        prompt={"question": "{{ text }}"},
+        answer={
+            "kind": "generate",
+            "choice_field": "tone",
+            "choice_given": "{{ mood | default('') | lower }}",
+        },
+    )
+    prompt = skill_prompt(FRAME, judge, input)
+    assert prompt.chosen == chosen
+    schema = generation_schema(judge, prompt)
+    assert schema is not None
+    tone = schema["properties"]["tone"]
+    if chosen is None:
+        assert tone == {"enum": ["calm", "rude"]}
+    else:
+        assert tone == {"const": "rude"}
+        assert schema["required"] == ["said", "tone"]
+        answered = (encode_prompt(TOKENIZER, prompt), written({"tone": "rude", "said": "Go."}))
+        assert to_output(judge, [answered]) == {"tone": "rude", "said": "Go.", "score": 1.0}
 
 
 # ---------------------------------------------------------------- choices

@@ -33,6 +33,9 @@ class GenerateAnswer(_Frozen):
     choice_by: Literal["head", "probe"] = "head"
     """What chooses: a head trained with the adapter, or a linear probe of the states below it,
     which tells many values apart better."""
+    choice_given: str | None = None
+    """Template over the input of the value that it says already: where that is one of the field's
+    values, it is taken and nothing is chosen."""
 
 
 class ChoiceAnswer(_Frozen):
@@ -206,8 +209,9 @@ class Manifest(_Frozen):
     def _chooses_among_texts(self) -> Manifest:
         field = self.answer.choice_field if isinstance(self.answer, GenerateAnswer) else None
         choices = self.head_choices
-        if self.probes and field is None:
-            raise ValueError("answer.choice_by says what chooses: answer.choice_field is missing")
+        if field is None and isinstance(self.answer, GenerateAnswer):
+            for name in self.answer.model_fields_set & {"choice_by", "choice_given"}:
+                raise ValueError(f"answer.{name} is of a choice: answer.choice_field is missing")
         if field and (len(set(choices)) < 2 or not all(isinstance(one, str) for one in choices)):
             raise ValueError(
                 f"answer.choice_field is {field!r}: output.properties needs it, an enum of texts"

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from agentkit.errors import SkillError
 from agentkit.skill import manifest as _manifest
 from agentkit.skill.guarded_yaml import KeyPath, YamlSource, did_you_mean, parse_yaml
-from agentkit.skill.manifest import MAX_DESCRIPTION, Manifest
+from agentkit.skill.manifest import MAX_DESCRIPTION, GenerateAnswer, Manifest
 from agentkit.skill.names import split_version
 from agentkit.skill.schema import check_schema
 
@@ -33,7 +33,11 @@ _FRONT_MATTER_KEYS = (
 _FROM_SKILL_MD = ("name", "description", "instructions", "license")
 _YAML_KEYS = tuple(key for key in Manifest.model_fields if key not in _FROM_SKILL_MD)
 _FENCE = re.compile(r"---[ \t]*\n")
-_TEMPLATES: tuple[KeyPath, ...] = (("prompt", "question"), ("retrieval", "query"))
+_TEMPLATES: tuple[KeyPath, ...] = (
+    ("prompt", "question"),
+    ("retrieval", "query"),
+    ("answer", "choice_given"),
+)
 
 
 def _all_keys() -> tuple[str, ...]:
@@ -192,7 +196,9 @@ def _check_values(manifest: Manifest, source: YamlSource) -> None:
     check_schema(manifest.input, source, ("input",))
     check_schema(manifest.output, source, ("output",))
     environment = jinja2.Environment()
-    texts = (manifest.prompt.question, manifest.retrieval.query)
+    answer = manifest.answer
+    given = answer.choice_given if isinstance(answer, GenerateAnswer) else None
+    texts = (manifest.prompt.question, manifest.retrieval.query, given)
     for path, text in zip(_TEMPLATES, texts, strict=True):
         if text is None:
             continue

@@ -218,7 +218,7 @@ class Pipeline:
         # Each answer may hold the names and numbers of its own prompt alone.
         schemas = [generation_schema(manifest, one.prompt) or {} for one in encoded]
         field, read = manifest.answer.choice_field, {}
-        if field is not None:
+        if field is not None and not all(one.prompt.chosen for one in encoded):
             # The prompts are read once: for the head, then for what is written of its choice.
             cache, head = DynamicCache(), self.heads["explain"]
             probes = isinstance(head, LinearProbe)
@@ -240,8 +240,8 @@ class Pipeline:
                 questions = torch.stack([*map(question_features, asked)])
                 chosen = head(questions, span_features(hidden[0], (), ()))[0].argmax(-1)
             schemas = [
-                with_choice(schema, field, manifest.head_choices[int(at)])
-                for schema, at in zip(schemas, chosen, strict=True)
+                with_choice(schema, field, one.prompt.chosen or manifest.head_choices[int(at)])
+                for schema, at, one in zip(schemas, chosen, encoded, strict=True)
             ]
             cache.crop(-1)  # `generate` reads the last token again
             read = {"past_key_values": cache}

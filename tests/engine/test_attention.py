@@ -57,7 +57,7 @@ def module(shared: int) -> SimpleNamespace:
     shared=st.sampled_from([1, 3]),
     chance=st.floats(0.0, 1.0),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_every_query_sees_may_be_attended_to_apart(
     past: int, between: int, shared: int, chance: float
 ) -> None:
@@ -105,7 +105,7 @@ def test_a_query_that_sees_nothing_of_the_past_stays_exact(dtype: torch.dtype) -
 
 
 @given(st.integers(2, 20), st.integers(1, 12), st.sampled_from([1, 3]), st.floats(0.0, 0.3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_rows_that_share_little_each_attend_to_keys_of_their_own(
     rows: int, length: int, shared: int, chance: float
 ) -> None:
@@ -127,7 +127,7 @@ def test_rows_that_share_little_each_attend_to_keys_of_their_own(
     st.integers(0, 30),
     st.sampled_from([1, 3]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_texts_side_by_side_each_attend_to_what_they_see(
     lengths: list[int], stem: int, shared: int
 ) -> None:

@@ -267,7 +267,7 @@ def schemas() -> st.SearchStrategy[Any]:
 
 
 @given(schema=schemas(), limit=st.integers(1, 90), seed=st.integers(0, 1000))
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 def test_any_schema_is_met_within_any_limit_or_refused_at_once(
     tiny_loaded: Backbone, grammars: Grammars, schema: Any, limit: int, seed: int
 ) -> None:
@@ -279,7 +279,7 @@ def test_any_schema_is_met_within_any_limit_or_refused_at_once(
 
 
 @given(schema=schemas(), limit=st.integers(1, 60))
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 def test_a_schema_that_fits_a_limit_fits_every_larger_one(
     grammars: Grammars, schema: Any, limit: int
 ) -> None:

@@ -11,7 +11,7 @@ TOKENIZER = SharedTokenizer(tiny_tokenizer())
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=40))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_pieces_join_to_the_text_and_hold_no_half_characters(text: str) -> None:
     detokenizer = Detokenizer(TOKENIZER)
     pieces = [detokenizer.add(token) for token in TOKENIZER.plain(text)]
@@ -35,7 +35,7 @@ def test_a_character_cut_off_by_the_limit_is_dropped() -> None:
     stop=st.sampled_from(["END", "\n\n", "b", "a END"]),
     after=st.text(alphabet="abEND \n", max_size=6),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_nothing_of_a_stop_string_or_after_it_is_ever_released(
     before: str, stop: str, after: str
 ) -> None:

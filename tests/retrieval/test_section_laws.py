@@ -33,7 +33,7 @@ readable = texts.filter(
 media_types = st.sampled_from(["text/plain", "text/markdown"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(readable, media_types)
 def test_sections_tile_the_text_and_begin_at_their_heading(text, media_type):
     document = document_from_text(text, media_type=media_type)
@@ -49,7 +49,7 @@ def test_sections_tile_the_text_and_begin_at_their_heading(text, media_type):
             assert begins.startswith(section.heading[-1])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(readable, media_types)
 def test_spans_never_overlap_and_hold_every_word(text, media_type):
     document = document_from_text(text, media_type=media_type)
@@ -62,7 +62,7 @@ def test_spans_never_overlap_and_hold_every_word(text, media_type):
     assert not text[position:].strip()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(readable, media_types, st.integers(20, 1500))
 def test_chunks_slice_the_text_never_overlap_and_lose_nothing(text, media_type, size):
     document = document_from_text(text, media_type=media_type)

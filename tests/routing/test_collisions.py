@@ -107,9 +107,7 @@ def test_the_first_skill_and_a_skill_without_utterances_are_looked_at_too(
     assert not find_collisions(encoder, skills, "haiku-writer", ("", [])).collides
 
 
-@settings(
-    max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_the_order_of_skills_and_utterances_does_not_matter(
     encoder: Any, skills: Skills, data: st.DataObject

@@ -24,7 +24,7 @@ Skills = dict[str, tuple[str, list[str]]]
 WORDS = ["find", "check", "explain", "clause", "rule", "contract", "poem", "the", "this", "does"]
 instructions = st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join)
 same_fixture = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

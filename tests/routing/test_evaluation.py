@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 
@@ -80,7 +80,6 @@ def test_a_bin_holds_its_lower_bound_and_the_last_one_its_upper() -> None:
     assert (bins[5].confidence, bins[5].accuracy) == (0.0, 0.0)
 
 
-@settings(deadline=None)
 @given(values=rows)
 def test_figures_agree_with_scikit_learn(values: list[tuple[bool, bool, float]]) -> None:
     judged = judged_of(values)
@@ -96,7 +95,6 @@ def test_figures_agree_with_scikit_learn(values: list[tuple[bool, bool, float]])
         assert found["oos_auroc"] is None
 
 
-@settings(deadline=None)
 @given(values=rows, seed=st.integers(0, 2**32 - 1))
 def test_the_order_of_rows_does_not_matter(
     values: list[tuple[bool, bool, float]], seed: int
@@ -107,7 +105,6 @@ def test_the_order_of_rows_does_not_matter(
         assert shuffled[name] == (value if value is None else pytest.approx(value))
 
 
-@settings(deadline=None)
 @given(values=rows)
 def test_every_figure_lies_within_zero_and_one_and_the_last_risk_is_that_of_all_rows(
     values: list[tuple[bool, bool, float]],

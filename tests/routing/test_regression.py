@@ -33,7 +33,7 @@ def test_a_strong_prior_holds_a_blend() -> None:
     np.testing.assert_allclose(blend(views, LABEL, np.ones(60), USUAL, 1e9), USUAL, atol=1e-4)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.floats(0.1, 10))
 def test_a_logistic_regression_ends_where_its_slope_is_zero(seed: int, trust: float) -> None:
     draw = np.random.default_rng(seed)

@@ -35,7 +35,7 @@ NOISE = np.random.default_rng(9).normal(size=(40, WIDTH)) * ([0.1] * 4 + [1.0] *
 BACKGROUND = views(NOISE)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(order=st.permutations(range(3)), counts=st.lists(st.integers(0, 8), min_size=3, max_size=3))
 def test_the_order_of_skills_does_not_matter(order: list[int], counts: list[int]) -> None:
     skills = [skill(f"s{k}", k, count) for k, count in enumerate(counts)]

@@ -125,6 +125,12 @@ def test_an_unknown_front_matter_key_is_a_warning(tmp_path, write_skill):
         ("generation: {beams: 3, temperature: 1}\n", r"skill\.yaml:1:1: generation: .*beams"),
         ("answer: {kind: generate, choice_field: tone}\n", r"skill\.yaml:.*choice_field"),
         ("answer: {kind: generate, choice_by: probe}\n", r"skill\.yaml:.*choice_field is missing"),
+        ("answer: {kind: generate, choice_given: a}\n", r"skill\.yaml:.*choice_field is missing"),
+        (
+            "output: {type: object, properties: {a: {enum: [x, y]}}}\n"
+            "answer:\n  kind: generate\n  choice_field: a\n  choice_given: '{{ a'\n",
+            r"skill\.yaml:5:.*line 1 of the template",
+        ),
         (
             "generation:\n  max_token: 3\n",
             r"skill\.yaml:2:3: unknown key 'max_token' \(did you mea",
