@@ -140,24 +140,6 @@ KINDS: dict[str, tuple[dict[str, Any], Callable[[], list[dict[str, Any]]]]] = {
         },
         _chosen_rows,
     ),
-    "probed": (
-        {
-            "input": {"type": "object", "properties": THING, "required": ["thing"]},
-            "output": {
-                "type": "object",
-                "properties": {
-                    "colour": {"enum": [*COLOURS]},
-                    "said": {"type": "string", "maxLength": 20},
-                    "score": {"type": "number"},
-                },
-                "required": ["colour", "said", "score"],
-            },
-            "prompt": {"question": "{{ thing }}"},
-            "answer": {"kind": "generate", "choice_field": "colour", "choice_by": "probe"},
-            "generation": {"max_tokens": 60},
-        },
-        _chosen_rows,
-    ),
     "likelihood": (
         {
             "input": {"type": "object", "properties": THING, "required": ["thing"]},
@@ -173,6 +155,11 @@ KINDS: dict[str, tuple[dict[str, Any], Callable[[], list[dict[str, Any]]]]] = {
         _likelihood_rows,
     ),
 }
+_CHOSEN, _ROWS = KINDS["chosen"]
+KINDS["probed"] = (
+    _CHOSEN | {"answer": {"kind": "generate", "choice_field": "colour", "choice_by": "probe"}},
+    _ROWS,
+)
 TRAIN = {
     "layers": "2-3",
     "rank": 4,
