@@ -126,7 +126,7 @@ def skill_prompt(
     prompt = build_prompt(frame, instructions=manifest.instructions, question=question, spans=spans)
     given = manifest.answer.choice_given if isinstance(manifest.answer, GenerateAnswer) else None
     said = render(given, input, where=where).strip() if given else None
-    return replace(prompt, chosen=said) if said in manifest.head_choices else prompt
+    return replace(prompt, chosen=said) if said and said in manifest.head_choices else prompt
 
 
 def encode_prompt(

@@ -23,7 +23,7 @@ _USUAL = 1e-5
 def fit_probe(
     probe: LinearProbe, packs: Sequence[Pack], tuning: Sequence[Pack], states: LowerStates
 ) -> None:
-    """Fit a probe to the questions of some packs; what its settings are, others tell.
+    """Fit a probe to the questions of some packs; others decide how strongly it is held back.
 
     Of several strengths of the penalty the one is taken under which the tuning packs' choices are
     likeliest, each with the temperature that suits it.

@@ -122,7 +122,8 @@ def train_skill(
     )
     lowest = _lowest(spec, choice, count)
     if isinstance(head, LinearProbe):
-        _place(head, lowest, count, skill)
+        _check_depth(lowest, count, skill)
+        head.layer.fill_(lowest)
     fingerprint = models.fingerprint(backbone)
     states = LowerStates(
         work / "lower-states.bin",
@@ -248,22 +249,17 @@ def _check_probe(spec: TrainSpec, count: int, skill: Path) -> None:
             hint="set cache_lower: true, or answer.choice_by: head",
         )
     if spec.method != "head" and spec.layers != "auto" and not (spec.search or spec.layers_of):
-        _place(None, given_layers(spec.layers, count)[0], count, skill)
+        _check_depth(given_layers(spec.layers, count)[0], count, skill)
 
 
-def _place(probe: LinearProbe | None, lowest: int, count: int, skill: Path) -> None:
-    """Have a probe read what goes into the lowest layer that changes.
-
-    Raises `SkillError` where too little of the backbone is below that to have understood anything.
-    """
+def _check_depth(lowest: int, count: int, skill: Path) -> None:
+    """Raises `SkillError` where too few layers are below an adapter to have understood anything."""
     if lowest < count // 3:
         raise SkillError(
             f"a probe reads the states below the adapter, which starts at layer {lowest}",
             where=str(skill / "train.yaml"),
             hint="set layers: upper 1/3, or answer.choice_by: head",
         )
-    if probe is not None:
-        probe.layer.fill_(lowest)
 
 
 # ---------------------------------------------------------------- results

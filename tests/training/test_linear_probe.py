@@ -111,6 +111,16 @@ def test_rank_is_searched_for_beside_a_probe(make_toy: Callable[..., Any], tmp_p
     assert train(toy)["search"]["trials"]
 
 
+def test_layers_are_measured_beside_a_probe_and_those_below_must_be_enough(
+    make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    upper = make_toy("probed", tmp_path / "a", steps=4, layers="auto", importance="attention")
+    assert train(upper)["layers"]["chosen"] == [2, 3]
+    whole = make_toy("probed", tmp_path / "b", steps=4, layers="auto", importance="gradient")
+    with pytest.raises(SkillError, match="starts at layer 0"):
+        train(whole)
+
+
 def test_an_adapter_without_a_head_can_be_started_from(
     make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
