@@ -186,12 +186,16 @@ def tiny_choice_head(hidden: int, choices: int, *, seed: int = 2) -> ChoiceHead:
         return ChoiceHead(hidden, choices, width=16)
 
 
-def tiny_probe(hidden: int, choices: int, layer: int, *, seed: int = 2) -> LinearProbe:
-    """A random probe of what goes into a layer."""
+def tiny_probe(
+    hidden: int, choices: int, layer: int, *, seed: int = 2, terms: int = 0, vocabulary: int = 0
+) -> LinearProbe:
+    """A random probe of what goes into a layer, and of `terms` of which each token is one."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        probe = LinearProbe(hidden, choices, layer)
+        probe = LinearProbe(hidden, choices, layer, terms, vocabulary)
         probe.weight.normal_()
+        probe.idf.uniform_(1, 3)
+        probe.term_of.random_(terms + 1)
         return probe
 
 

@@ -5,8 +5,8 @@
 - contract-parsing: the CUAD contracts of the filers that its train.yaml leaves out; beside it the
   labels of the training sentences that are nearest by TF-IDF.
 - reporting: the ToS;DR services and clauses of CUAD contracts that its train.yaml leaves out, and
-  tldrlegal; of tldrlegal and of contracts' sentences, if it names them, what it leaves out. Beside
-  it the nearest training row by TF-IDF, its labels by the vote of seven.
+  tldrlegal; of tldrlegal and of contracts' sentences, and rules made of these, if it names them,
+  what it leaves out. Beside it the nearest training row by TF-IDF, its labels by the vote of seven.
 
 Intervals are bootstraps over documents. The frozen backbone answers with the same prompt, schema
 and scoring; a probe reads it anyhow. Where a task head answers or chooses, the same head is trained
@@ -172,11 +172,15 @@ def contract_parsing(options: argparse.Namespace) -> Iterable[Measured]:
 def reporting(options: argparse.Namespace) -> Iterable[Measured]:
     split = held_out("reporting", options)
 
-    def of(rows: Iterable[Row], *groups: str, category: bool = False) -> list[Row]:
+    def of(
+        rows: Iterable[Row], *groups: str, category: bool = False, rule: bool = False
+    ) -> list[Row]:
         return [
             row
             for row in rows
-            if row.group.startswith(groups) and ("category" in row.input) is category
+            if row.group.startswith(groups)
+            and ("category" in row.input) is category
+            and ("rule" in row.input) is rule
         ]
 
     terms = of(split.train, "tosdr/", "tldrlegal/")
@@ -200,6 +204,8 @@ def reporting(options: argparse.Namespace) -> Iterable[Measured]:
             unrated(of(split.holdout, "cuad/")),
             of(split.train, "cuad/"),
         )
+    if rules := of(split.holdout, "cuad/", rule=True)[::RULES_EACH]:
+        yield "rules held out", unrated(rules), of(split.train, "cuad/", "contract_nli/", rule=True)
 
 
 def unrated(rows: Iterable[Row]) -> list[Row]:
@@ -238,9 +244,11 @@ MARGINS = {
     },
 }
 """By how much the adapter must exceed another; the interval of the difference excludes zero."""
-NO_MARGIN = ("contract clauses held out", "contract sentences held out")
+NO_MARGIN = ("contract clauses held out", "contract sentences held out", "rules held out")
 """Statements about clauses follow patterns, which a neighbour knows, and their topic is given;
-those of sentences copy."""
+those of sentences and of rules copy."""
+RULES_EACH = 5
+"""Of the held-out rules every so many are read: each says whether a rule is repeated whole."""
 MOST_ECE = 0.05
 
 

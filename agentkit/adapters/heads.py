@@ -69,11 +69,6 @@ def question_features(states: Tensor) -> Tensor:
     return torch.cat([_normal(states[-1]), _normal(states.mean(dim=0))])
 
 
-def probe_features(states: Tensor) -> Tensor:
-    """`(hidden,)`: the mean of a question's states `(tokens, hidden)`, its invocation's too."""
-    return states.float().mean(dim=0)
-
-
 def _normal(states: Tensor) -> Tensor:
     return functional.layer_norm(states, states.shape[-1:])
 
@@ -185,54 +180,90 @@ class ChoiceHead(nn.Module):
 
 
 class LinearProbe(nn.Module):
-    """A choice by a linear probe of states that no adapter changes (Alain & Bengio 2016).
+    """A choice by a linear probe of what no adapter changes (Alain & Bengio 2016).
 
-    It reads the mean of what goes into one of the backbone's layers. That tells many choices apart
-    better than a head trained with an adapter does from few examples: it cannot learn them by
-    heart. Fitted by itself, not by the training's steps, so all that it holds are buffers.
+    It reads a question twice: as the mean of what goes into one of the backbone's layers, and as
+    the words that stand there, by TF-IDF. States know what words mean, counts which words they
+    were. That tells many choices apart better than a head trained with an adapter does from few
+    examples: it cannot learn them by heart. Fitted by itself, not by the training's steps, so all
+    that it holds are buffers.
     """
 
     kind = "probe"
 
-    def __init__(self, hidden: int, choices: int, layer: int = 0) -> None:
+    def __init__(
+        self, hidden: int, choices: int, layer: int = 0, terms: int = 0, vocabulary: int = 0
+    ) -> None:
         super().__init__()
         self.layer: Tensor
         self.center: Tensor
         self.spread: Tensor
+        self.term_of: Tensor
+        self.idf: Tensor
         self.weight: Tensor
         self.bias: Tensor
         self.register_buffer("layer", torch.tensor(float(layer)))  # as weights are stored
         self.register_buffer("center", torch.zeros(hidden))
         self.register_buffer("spread", torch.ones(hidden))
-        self.register_buffer("weight", torch.zeros(choices, hidden))
+        # Number of the term that each token of the vocabulary counts for, or `terms` for none.
+        # Without any terms the states alone choose.
+        self.register_buffer("term_of", torch.full((vocabulary,), float(terms)))
+        self.register_buffer("idf", torch.zeros(terms))
+        self.register_buffer("weight", torch.zeros(choices, hidden + terms))
         self.register_buffer("bias", torch.zeros(choices))
 
     @property
     def hidden(self) -> int:
         """Size of the backbone's states."""
-        return self.weight.shape[1]
+        return len(self.center)
 
     @property
     def reads(self) -> int:
         """The layer whose input it reads."""
         return int(self.layer)
 
+    def features(self, states: Tensor, ids: Sequence[int]) -> Tensor:
+        """`(hidden + terms,)`: the mean of a question's states, and how often it has each term.
+
+        `states` is `(tokens, hidden)`, the question's and its invocation's; `ids` are the tokens.
+        """
+        mean = states.float().mean(dim=0)
+        terms = len(self.idf)
+        if not terms:
+            return mean
+        owner = self.term_of[torch.as_tensor(ids, dtype=torch.long, device=mean.device)].long()
+        return torch.cat([mean, torch.bincount(owner, minlength=terms + 1)[:terms].float()])
+
     def directions(self, features: Tensor) -> Tensor:
-        """Features `(n, hidden)` in units of their usual spread, each of length one."""
-        return functional.normalize((features - self.center) / self.spread, dim=-1)
+        """Features `(n, hidden + terms)` as two directions, of the states and of the words.
+
+        States count in units of their usual spread, terms by the logarithm of their number times
+        `idf`; either part has length one.
+        """
+        mean, count = features[:, : self.hidden], features[:, self.hidden :]
+        words = torch.where(count > 0, 1 + count.clamp(min=1).log(), 0.0) * self.idf
+        spread = (mean - self.center) / self.spread
+        return torch.cat([functional.normalize(part, dim=-1) for part in (spread, words)], dim=-1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Choice logits `(n, choices)`; `features` is `(n, hidden)` from `probe_features`."""
+        """Choice logits `(n, choices)`; `features` is `(n, hidden + terms)` from `features`."""
         return self.directions(features) @ self.weight.T + self.bias
 
     @classmethod
     def like(cls, tensors: dict[str, Tensor]) -> LinearProbe:
-        choices, hidden = tensors["weight"].shape
-        return cls(hidden, choices)
+        choices, width = tensors["weight"].shape
+        hidden = len(tensors["center"])
+        vocabulary = len(tensors.get("term_of", ()))
+        probe = cls(hidden, choices, terms=width - hidden, vocabulary=vocabulary)
+        if "term_of" in tensors and not bool(
+            ((tensors["term_of"] >= 0) & (tensors["term_of"] <= width - hidden)).all()
+        ):
+            raise ValueError("term_of names terms that idf does not have")
+        return probe
 
     def defaults(self) -> dict[str, Tensor]:
         """What a file may leave out."""
-        return {}
+        return {"term_of": self.term_of, "idf": self.idf} if not len(self.idf) else {}
 
 
 Head: TypeAlias = SpanLabelHead | ChoiceHead | LinearProbe

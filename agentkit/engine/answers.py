@@ -11,7 +11,6 @@ from agentkit.adapters.heads import (
     ChoiceHead,
     LinearProbe,
     SpanLabelHead,
-    probe_features,
     question_features,
     span_features,
     token_features,
@@ -62,9 +61,10 @@ def probed(job: Job, question: Tensor, cached: int) -> Completion:
     head = job.skill.head if job.skill else None
     if not isinstance(head, LinearProbe):
         raise EngineError("not a probe")
-    choices = head(probe_features(question)[None])
+    ids = job.request.prompt.ids
+    choices = head(head.features(question, ids[len(ids) - len(question) :])[None])
     reading = Reading(choices=choices[0].softmax(-1).cpu().numpy())
-    usage = Usage(len(job.request.prompt.ids), 0, cached)
+    usage = Usage(len(ids), 0, cached)
     return Completion(usage=usage, reading=reading, finish="head")
 
 

@@ -256,6 +256,13 @@ def _check_probe(probe: LinearProbe, backbone: Backbone, lowest: int, where: str
     """A probe reads what no adapter has changed; `lowest` is the first layer that one acts on."""
     if backbone.decoder is None:
         raise AdapterError("the backbone's layers cannot be read apart", where=where)
+    if 0 < len(probe.term_of) < len(backbone.tokenizer):
+        raise AdapterError(
+            f"the probe knows {len(probe.term_of)} tokens, the backbone has "
+            f"{len(backbone.tokenizer)}",
+            where=where,
+            hint="train the skill on this backbone",
+        )
     if not 0 <= probe.reads <= backbone.layers:
         raise AdapterError(
             f"the probe reads what goes into layer {probe.reads}; the backbone has no such layer",

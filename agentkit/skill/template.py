@@ -197,7 +197,7 @@ answer:
   kind: generate
   # choice_field: tone  # have a trained head choose this label; an output field `score` gets how
   #                       sure it is
-  # choice_by: probe    # choose by a probe of the layers below the adapter: for many labels
+  # choice_by: probe    # choose by words and the layers below the adapter: for many labels
   # choice_given: "{{ tone | default('') }}"  # unless the input says it already
 
 generation:

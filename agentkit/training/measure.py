@@ -74,7 +74,7 @@ def _choices(
             continue
         lower = states.get(pack)
         if isinstance(head, LinearProbe):
-            logits = head(probed_features(pack, lower))
+            logits = head(probed_features(head, pack, lower))
             evidence = logits[:, :0]
         else:
             logits, evidence = head(*choice_features(pack, model.states(pack, lower)))

@@ -11,8 +11,8 @@ from torch.nn import functional
 from agentkit.adapters.heads import (
     ChoiceHead,
     Head,
+    LinearProbe,
     SpanLabelHead,
-    probe_features,
     question_features,
     span_features,
     token_features,
@@ -104,16 +104,17 @@ class PackModel(nn.Module):
 
 def choice_features(pack: Pack, states: Tensor) -> tuple[Tensor, Tensor]:
     """What a choice head takes of a pack: its questions' features and its spans'."""
-    questions = [question_features(states[asked]) for asked in _questions(pack)]
-    return torch.stack(questions), span_features(states, pack.span_ends, pack.token_at)
+    found = [question_features(states[asked]) for asked in questions(pack)]
+    return torch.stack(found), span_features(states, pack.span_ends, pack.token_at)
 
 
-def probed_features(pack: Pack, lower: Tensor) -> Tensor:
+def probed_features(probe: LinearProbe, pack: Pack, lower: Tensor) -> Tensor:
     """What a linear probe takes of a pack's questions, from the states that it reads."""
-    return torch.stack([probe_features(lower[asked]) for asked in _questions(pack)])
+    found = [probe.features(lower[asked], pack.ids[asked]) for asked in questions(pack)]
+    return torch.stack(found)
 
 
-def _questions(pack: Pack) -> list[slice]:
+def questions(pack: Pack) -> list[slice]:
     """Where a pack's questions lie, their invocations included."""
     starts = [at for at in range(1, len(pack.ids)) if pack.branch[at] != pack.branch[at - 1]]
     return [slice(start, end + 1) for start, end in zip(starts, pack.answer_at, strict=True)]

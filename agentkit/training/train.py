@@ -36,7 +36,7 @@ from agentkit.skill.manifest_files import read_manifest
 from agentkit.training.backbone import decoder_of, load_frozen
 from agentkit.training.fitting import checkpoint_key, fit
 from agentkit.training.layer_selection import LayerChoice, given_layers
-from agentkit.training.linear_probe import fit_probe
+from agentkit.training.linear_probe import fit_probe, token_words
 from agentkit.training.lower import LowerStates, layers_only, recomputed
 from agentkit.training.measure import calibrate, measure_packs
 from agentkit.training.methods import Attached, attach, start_from
@@ -155,7 +155,7 @@ def train_skill(
         pack_model = PackModel(decoder, model.lm_head, head, spec.evidence_weight, attached)
         before = measure_packs(pack_model, tuning_packs, states, manifest)
         if isinstance(head, LinearProbe):
-            fit_probe(head, train_packs, tuning_packs, states)
+            fit_probe(head, train_packs, tuning_packs, states, token_words(tokenizer))
         history: list[dict[str, float]] = []
         if trained_tensors(pack_model):  # a probe alone takes no steps
             with recomputed(decoder) if spec.checkpointing else nullcontext():

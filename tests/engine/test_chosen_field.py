@@ -97,10 +97,12 @@ def test_chosen_answers_do_not_depend_on_their_company(
     assert alone[4].text == alone[5].text
 
 
-def test_a_probe_reads_the_mean_of_what_goes_into_its_layer(
-    engine: Engine, tiny: TinyBackbone, prompts: Prompts, tmp_path: Path
+@pytest.mark.parametrize("terms", [0, 5])
+def test_a_probe_reads_the_mean_of_what_goes_into_its_layer_and_the_words(
+    engine: Engine, tiny: TinyBackbone, prompts: Prompts, tmp_path: Path, terms: int
 ) -> None:
-    probe = tiny_probe(48, 3, 2)
+    vocabulary = len(engine.tokenizer) if terms else 0
+    probe = tiny_probe(48, 3, 2, terms=terms, vocabulary=vocabulary)
     folder = tiny_adapter(
         tmp_path / "probed", tiny, seed=5, layers=[2, 3], head=probe, manifest=PROBED
     )
@@ -113,7 +115,8 @@ def test_a_probe_reads_the_mean_of_what_goes_into_its_layer(
         with torch.inference_mode():
             ids = torch.tensor([prompt.ids])
             states = plain.model(ids, output_hidden_states=True).hidden_states[2][0]
-            wanted = probe(states[prompt.question_start :].mean(dim=0)[None])[0].softmax(-1)
+            asked = prompt.ids[prompt.question_start :]
+            wanted = probe(probe.features(states[-len(asked) :], asked)[None])[0].softmax(-1)
         assert completion.reading.choices == pytest.approx(wanted.numpy(), abs=1e-4)
 
 
@@ -150,6 +153,15 @@ def test_a_probe_of_a_layer_that_is_not_there_is_refused(
 ) -> None:
     folder = tiny_adapter(tmp_path / "deep", tiny, head=tiny_probe(48, 3, 5), manifest=PROBED)
     with pytest.raises(AdapterError, match="layer 5"):
+        engine.load(load_skill(folder))
+
+
+def test_a_probe_of_another_vocabulary_is_refused(
+    engine: Engine, tiny: TinyBackbone, tmp_path: Path
+) -> None:
+    head = tiny_probe(48, 3, 2, terms=4, vocabulary=7)
+    folder = tiny_adapter(tmp_path / "few", tiny, layers=[2, 3], head=head, manifest=PROBED)
+    with pytest.raises(AdapterError, match=r"knows 7 tokens.*train the skill"):
         engine.load(load_skill(folder))
 
 

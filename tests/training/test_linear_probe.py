@@ -7,17 +7,20 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
-from agentkit.adapters.heads import LinearProbe
-from agentkit.errors import SkillError
-from agentkit.training.linear_probe import fit_probe
+from agentkit.adapters.heads import LinearProbe, build_head
+from agentkit.errors import AdapterError, SkillError
+from agentkit.training.linear_probe import fit_probe, token_words
+from agentkit.training.model import probed_features
 from agentkit.training.packs import Pack
 from agentkit.training.train import train_skill
 
 HIDDEN = 12
 CHOICES = 4
+WORDS = [f"word{number}" for number in range(8)]
 
 
 def train(toy: Any) -> dict[str, Any]:
@@ -36,7 +39,10 @@ class Kept:
         return self._by_pack[id(pack)]
 
     def packs(self, count: int, *, seed: int, noise: float = 3.0) -> list[Pack]:
-        """Packs of five questions of three tokens each; the mean of a question tells its choice."""
+        """Packs of five questions of three tokens each; the mean of a question tells its choice.
+
+        Their tokens' ids tell nothing.
+        """
         random = torch.Generator().manual_seed(seed)
         middles = torch.randn(CHOICES, HIDDEN, generator=torch.Generator().manual_seed(0))
         packs = []
@@ -63,7 +69,7 @@ def test_it_is_the_logistic_regression_of_its_features() -> None:
     packs = kept.packs(30, seed=1)
     probe = LinearProbe(HIDDEN, CHOICES, 3)
     states: Any = kept
-    fit_probe(probe, packs, [], states)
+    fit_probe(probe, packs, [], states, WORDS)
     features, gold = kept.means(packs)
     directions = functional.normalize((features - features.mean(0)) / features.std(0), dim=1)
     rows = len(gold)
@@ -81,8 +87,8 @@ def test_tuning_packs_set_how_sure_it_is() -> None:
     )
     bold, careful = LinearProbe(HIDDEN, CHOICES), LinearProbe(HIDDEN, CHOICES)
     states: Any = kept
-    fit_probe(bold, packs, [], states)
-    fit_probe(careful, packs, tuning, states)
+    fit_probe(bold, packs, [], states, WORDS)
+    fit_probe(careful, packs, tuning, states, WORDS)
     features, gold = kept.means(unseen)
     losses = [float(functional.cross_entropy(one(features), gold)) for one in (bold, careful)]
     assert losses[1] < losses[0]
@@ -139,6 +145,52 @@ def test_a_pack_without_questions_is_passed_over() -> None:
     bare = Pack(ids=[7], branch=[0], positions=[0])
     probe, other = LinearProbe(HIDDEN, CHOICES), LinearProbe(HIDDEN, CHOICES)
     states: Any = kept
-    fit_probe(probe, packs, packs, states)
-    fit_probe(other, [*packs, bare], [bare, *packs], states)
+    fit_probe(probe, packs, packs, states, WORDS)
+    fit_probe(other, [*packs, bare], [bare, *packs], states, WORDS)
     assert torch.equal(probe.weight, other.weight)
+
+
+def test_words_tell_what_states_do_not(tmp_path: Path) -> None:
+    kept = Kept()
+    packs, unseen = kept.packs(40, seed=1, noise=0.0), kept.packs(20, seed=2, noise=0.0)
+    random = torch.Generator().manual_seed(3)
+    for pack in [*packs, *unseen]:
+        for number, end in enumerate(pack.answer_at):
+            states = kept.get(pack)
+            states[end - 2 : end + 1] = torch.randn(3, HIDDEN, generator=random)
+            # Two ids of a word that differ in case; the question's first word says its choice.
+            pack.ids[end - 2] = pack.choice[number] + 8 * int(
+                torch.randint(2, (), generator=random)
+            )
+    probe = LinearProbe(HIDDEN, CHOICES, 3)
+    states: Any = kept
+    words = [f"word{number % 8}" for number in range(16)]
+    fit_probe(probe, packs, [], states, words)
+    said = [
+        int(probe(probed_features(probe, pack, kept.get(pack))).argmax(1)[n])
+        for pack in unseen
+        for n in range(5)
+    ]
+    gold = [choice for pack in unseen for choice in pack.choice]
+    assert sum(a == b for a, b in zip(said, gold, strict=True)) > 0.95 * len(gold)
+    # Every question has word7, which tells none from another.
+    assert len(probe.idf) == CHOICES
+
+    save_file(probe.state_dict(), tmp_path / "head.safetensors")
+    read = load_file(tmp_path / "head.safetensors")
+    again = build_head("probe", {name: one.float() for name, one in read.items()}, where="head")
+    features = probed_features(probe, unseen[0], kept.get(unseen[0]))
+    assert torch.equal(again(features), probe(features))
+    with pytest.raises(AdapterError, match="terms that idf does not have"):
+        build_head("probe", read | {"term_of": read["term_of"] + 1}, where="head")
+    with pytest.raises(AdapterError, match="idf"):
+        build_head("probe", {k: v for k, v in read.items() if k != "idf"}, where="head")
+
+
+def test_words_are_told_apart_by_neither_case_nor_spaces(tiny_tokenizer: Any) -> None:
+    words = token_words(tiny_tokenizer)
+    assert len(words) == len(tiny_tokenizer)
+    ids = [
+        tiny_tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in ("The", " the")
+    ]
+    assert {words[one] for one in ids} == {"the"}

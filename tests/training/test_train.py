@@ -254,7 +254,7 @@ def test_the_engine_gives_the_numbers_of_the_trained_model(
         hidden = model.states(pack)
         with torch.inference_mode():
             if done.toy.kind == "probed":
-                probed = model.head(probed_features(pack, model.lower(pack)))
+                probed = model.head(probed_features(model.head, pack, model.lower(pack)))
                 pairs = [(completion.reading.choices, probed[0].softmax(-1))]
             elif done.toy.kind in ("choice", "chosen"):
                 choices, evidence = model.head(*choice_features(pack, hidden))
@@ -453,7 +453,7 @@ def test_a_head_alone_is_trained_on_the_frozen_backbone_and_served_without_an_ad
             hidden = plain.model(input_ids=torch.tensor([pack.ids])).last_hidden_state[0]
             if kind == "probed":
                 below = before_the_norm(plain, pack)
-                wanted = head(probed_features(pack, below))[0].softmax(-1)
+                wanted = head(probed_features(head, pack, below))[0].softmax(-1)
                 ours = completion.reading.choices
             elif kind == "choice":
                 wanted = head(*choice_features(pack, hidden))[0][0].softmax(-1)
