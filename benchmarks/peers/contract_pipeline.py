@@ -32,7 +32,6 @@ from agentkit.adapters.heads import (
     KIND,
     LinearProbe,
     build_head,
-    probe_features,
     question_features,
     span_features,
     token_features,
@@ -235,7 +234,9 @@ class Pipeline:
                 for states, one in zip(hidden, encoded, strict=True)
             ]
             if probes:
-                chosen = head(torch.stack([*map(probe_features, asked)])).argmax(-1)
+                read_ids = [one.ids[one.question_start :] for one in encoded]
+                pairs = zip(asked, read_ids, strict=True)
+                chosen = head(torch.stack([head.features(*pair) for pair in pairs])).argmax(-1)
             else:
                 questions = torch.stack([*map(question_features, asked)])
                 chosen = head(questions, span_features(hidden[0], (), ()))[0].argmax(-1)
