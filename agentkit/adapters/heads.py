@@ -255,6 +255,8 @@ class LinearProbe(nn.Module):
         hidden = len(tensors["center"])
         vocabulary = len(tensors.get("term_of", ()))
         probe = cls(hidden, choices, terms=width - hidden, vocabulary=vocabulary)
+        if width > hidden and not vocabulary:
+            raise ValueError("it counts terms, and term_of gives no token any")
         if "term_of" in tensors and not bool(
             ((tensors["term_of"] >= 0) & (tensors["term_of"] <= width - hidden)).all()
         ):
@@ -288,7 +290,7 @@ def build_head(kind: str, tensors: dict[str, Tensor], *, where: str) -> Head:
     try:
         head = _KINDS[kind].like(tensors)
         head.load_state_dict(head.defaults() | tensors)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise AdapterError(
             f"the task head's tensors do not make a {kind!r} head: {error}", where=where
         ) from error

@@ -51,7 +51,12 @@ def _head_alone(s: Situation) -> bool:
 
 
 def _prefix(s: Situation) -> bool:
-    return s.deployment == "agentkit" and not _head_alone(s) and s.tasks >= 1000
+    own = s.deployment == "agentkit" and not _head_alone(s) and s.tasks >= 1000
+    return own and not _recomputed(s)  # which a prefix cannot be
+
+
+def _recomputed(s: Situation) -> bool:
+    return s.memory < 6 * s.weights + 1
 
 
 RULES: tuple[Rule, ...] = (
@@ -258,7 +263,7 @@ RULES: tuple[Rule, ...] = (
     Rule("quantization", _always, lambda s: None, ""),
     Rule(
         "checkpointing",
-        lambda s: s.memory < 6 * s.weights + 1 and not _head_alone(s),
+        lambda s: _recomputed(s) and not _head_alone(s),
         lambda s: True,
         "activations are computed again instead of kept: a third more time for much less memory",
     ),

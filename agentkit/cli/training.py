@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
@@ -64,6 +64,7 @@ def train(
     Writes the adapter, metrics.json, a model card and the loss curve into each folder. The frozen
     backbone with a skill's task head, to compare with: --out DIR --with method=head.
     """
+    from agentkit.training.several import train_each
     from agentkit.training.train import copy_untrained, train_skill
 
     chosen = _chosen(folders or [], all_)
@@ -73,17 +74,24 @@ def train(
             "--with changes the train.yaml of a copy", hint="say with --out where copies go"
         )
     settings = settings_from([*(set_ or []), *([f"backbone={backbone}"] if backbone else [])])
-    figures = {}
-    for folder in chosen:
+
+    def one(folder: Path) -> dict[str, Any]:
         trained = train_skill(
             copy_untrained(folder, out, changes) if out else folder,
             settings=settings,
             data_dir=data_dir,
-            work=work / folder.name if work and len(chosen) > 1 else work,
+            work=work / folder.resolve().name if work and len(chosen) > 1 else work,
             console=stderr,
         )
-        figures[trained.folder.name] = trained.metrics["tuning"]
-    print_json(figures if len(chosen) > 1 else next(iter(figures.values())))
+        figures: dict[str, Any] = trained.metrics["tuning"]
+        return figures
+
+    if len(chosen) == 1:
+        print_json(one(chosen[0]))
+        return
+    named = f"{settings.backbone}\n{out and out.resolve()}\n{changes}"
+    notes = work or settings.home / "training"
+    print_json(train_each(chosen, one, notes=notes, named=named, said=say))
 
 
 def _chosen(folders: list[Path], every: bool) -> list[Path]:

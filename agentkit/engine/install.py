@@ -256,7 +256,7 @@ def _check_probe(probe: LinearProbe, backbone: Backbone, lowest: int, where: str
     """A probe reads what no adapter has changed; `lowest` is the first layer that one acts on."""
     if backbone.decoder is None:
         raise AdapterError("the backbone's layers cannot be read apart", where=where)
-    if 0 < len(probe.term_of) < len(backbone.tokenizer):
+    if len(probe.term_of) not in (0, len(backbone.tokenizer)):
         raise AdapterError(
             f"the probe knows {len(probe.term_of)} tokens, the backbone has "
             f"{len(backbone.tokenizer)}",

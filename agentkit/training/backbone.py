@@ -14,16 +14,18 @@ from agentkit.training.attention import use_block_attention
 from agentkit.training.quantized import quantize_layers
 from agentkit.training.spec import TrainSpec
 
+_CPU = torch.device("cpu")
 
-def load_frozen(folder: Path, spec: TrainSpec) -> Any:
-    """The model in a folder, with attention in row blocks, in evaluation mode.
+
+def load_frozen(folder: Path, spec: TrainSpec, device: torch.device = _CPU) -> Any:
+    """The model in a folder on a device, with attention in row blocks, in evaluation mode.
 
     Raises `SkillError` for a backbone whose layers cannot be cut, and where what quantises it is
     not installed.
     """
     options: dict[str, Any] = {}
     if spec.quantization == "nf4":
-        options["quantization_config"] = _nf4(spec)
+        options |= {"quantization_config": _nf4(spec), "device_map": {"": device}}
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, spec.dtype),
@@ -37,7 +39,7 @@ def load_frozen(folder: Path, spec: TrainSpec) -> Any:
     decoder = decoder_of(model)
     if spec.quantization == "int8":
         quantize_layers(decoder)
-    return model
+    return model if spec.quantization == "nf4" else model.to(device)
 
 
 def decoder_of(model: Any) -> Any:

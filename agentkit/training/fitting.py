@@ -130,6 +130,7 @@ def fit(
     *,
     checkpoints: Path,
     console: Console,
+    device: torch.device,
 ) -> list[dict[str, float]]:
     """Train what is trainable in `model`; returns the loss by step.
 
@@ -148,25 +149,27 @@ def fit(
     callbacks: list[TrainerCallback] = [_Report(console)]
     if spec.max_minutes is not None:
         callbacks.append(_Limit(clock, spec.max_minutes))
+    args = TrainingArguments(
+        output_dir=str(checkpoints),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=spec.packs_per_step,
+        max_steps=steps,
+        max_grad_norm=1.0,
+        save_steps=25,
+        save_total_limit=2,
+        logging_steps=10,
+        report_to="none",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        use_cpu=device.type == "cpu",
+        seed=spec.seed,
+        data_seed=spec.seed,
+    )
+    args._n_gpu = min(args.n_gpu, 1)  # several would share out a batch, which here is one pack
     trainer = _PackTrainer(
         model=model,
-        args=TrainingArguments(
-            output_dir=str(checkpoints),
-            per_device_train_batch_size=1,
-            gradient_accumulation_steps=spec.packs_per_step,
-            max_steps=steps,
-            max_grad_norm=1.0,
-            save_steps=25,
-            save_total_limit=2,
-            logging_steps=10,
-            report_to="none",
-            remove_unused_columns=False,
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-            use_cpu=True,
-            seed=spec.seed,
-            data_seed=spec.seed,
-        ),
+        args=args,
         train_dataset=_Packs(packs, states),
         data_collator=lambda items: items[0],
         optimizers=(optimizer, schedule),
@@ -180,6 +183,12 @@ def fit(
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
+
+
+def seconds_before(checkpoints: Path) -> float:
+    """What earlier starts of a training had spent on its steps up to the last checkpoint."""
+    last = _last_whole(checkpoints)
+    return float((Path(last) / _CLOCK).read_text(encoding="ascii")) if last else 0.0
 
 
 def optimizer_of(model: PackModel, spec: TrainSpec) -> torch.optim.Optimizer:

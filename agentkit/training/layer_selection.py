@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,10 @@ class LayerChoice:
     def to_json(self) -> dict[str, Any]:
         return {"chosen": list(self.chosen), "method": self.method, "scores": list(self.scores)}
 
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> LayerChoice:
+        return cls(tuple(told["chosen"]), str(told["method"]), tuple(told["scores"]))
+
 
 def given_layers(text: str, count: int) -> tuple[int, ...]:
     """The layers that `all`, `upper 1/3`, `20-29` or `3, 7, 20-29` names, of `count`.
@@ -73,7 +77,7 @@ def given_layers(text: str, count: int) -> tuple[int, ...]:
 
 
 def layers_of_skill(folder: Path, count: int) -> LayerChoice:
-    """The layers that another skill's adapter acts on, with their scores if it kept them.
+    """The layers that another skill's adapter acts on.
 
     Raises `SkillError` if the folder does not say, or the layers are not this backbone's.
     """

@@ -39,6 +39,7 @@ def fit_probe(
     penalty the one is taken under which the tuning packs' choices are likeliest, each with the
     temperature that suits it.
     """
+    probe.cpu()  # where cached states are
     _count_terms(probe, packs, words)
     features, gold = _examples(probe, packs, states)
     means = features[:, : probe.hidden]

@@ -160,14 +160,15 @@ class LowerStates:
             if start
             else {"input_ids": torch.tensor([pack.ids])}
         )
+        device = lower.embed_tokens.weight.device
         with _made_of(lower, nn.ModuleList(self._layers[start:]), nn.Identity()):
             states: Tensor = lower(
-                **given,
-                attention_mask=pack.mask(lower.dtype),
-                position_ids=torch.tensor([pack.positions]),
+                **{name: tensor.to(device) for name, tensor in given.items()},
+                attention_mask=pack.mask(lower.dtype, device),
+                position_ids=torch.tensor([pack.positions], device=device),
                 use_cache=False,
             ).last_hidden_state[0]
-        return states.to(self._dtype)
+        return states.to("cpu", self._dtype)
 
     def _holds(self, pack: Pack, layer: int) -> bool:
         return self._name(pack, layer) in self._index

@@ -74,13 +74,13 @@ def _choices(
             continue
         lower = states.get(pack)
         if isinstance(head, LinearProbe):
-            logits = head(probed_features(head, pack, lower))
+            logits = head(probed_features(head, pack, lower.to(head.bias.device)))
             evidence = logits[:, :0]
         else:
             logits, evidence = head(*choice_features(pack, model.states(pack, lower)))
         said += logits.argmax(dim=1).tolist()
         gold += pack.choice
-        scores.append(evidence.flatten().numpy())
+        scores.append(evidence.flatten().cpu().numpy())
         held.append(pairs(pack.evidence, *evidence.shape).flatten().numpy())
     if not gold:
         return {}
@@ -110,9 +110,9 @@ def _label_scores(
     for pack in packs:
         hidden = model.states(pack, states.get(pack))
         spans, tokens = head(*label_features(pack, hidden))
-        rows[0].append(spans.numpy())
+        rows[0].append(spans.cpu().numpy())
         rows[1].append(pairs(pack.span_labels, *spans.shape).numpy())
-        rows[2].append(tokens.numpy())
+        rows[2].append(tokens.cpu().numpy())
         rows[3].append(pairs(pack.token_labels, *tokens.shape).numpy())
     spans_, gold_, tokens_, token_gold = (np.concatenate(part) for part in rows)
     return spans_, gold_, tokens_, token_gold
@@ -156,7 +156,7 @@ def calibrate(model: PackModel, packs: Sequence[Pack], states: LowerStates) -> N
             if logits.size and gold.sum() >= _ENOUGH:
                 slope, shifts = platt(torch.from_numpy(logits), torch.from_numpy(gold))
                 layer.weight.mul_(slope)
-                layer.bias.mul_(slope).add_(shifts)
+                layer.bias.mul_(slope).add_(shifts.to(layer.bias.device))
                 scores = (torch.from_numpy(logits) * slope + shifts).sigmoid().numpy()
                 common = _best_cut(scores.ravel(), gold.ravel())
                 for at in range(scores.shape[1]):
@@ -169,9 +169,9 @@ def calibrate(model: PackModel, packs: Sequence[Pack], states: LowerStates) -> N
             if pack.answer_at:
                 hidden = model.states(pack, states.get(pack))
                 choice, evidence = model.head(*choice_features(pack, hidden))
-                choices.append(choice)
+                choices.append(choice.cpu())
                 gold_choices += pack.choice
-                pointed.append(evidence.flatten().numpy())
+                pointed.append(evidence.flatten().cpu().numpy())
                 held.append(pairs(pack.evidence, *evidence.shape).flatten().numpy())
         if choices:
             heat = temperature(torch.cat(choices), torch.tensor(gold_choices))

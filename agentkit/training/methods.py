@@ -80,16 +80,20 @@ class Attached:
             return self._bottlenecks
         return self.peft.prompt_encoder if self.peft is not None and self._prefix else None
 
-    def inputs(self, pack: Pack, dtype: torch.dtype) -> dict[str, Any]:
+    def inputs(
+        self, pack: Pack, dtype: torch.dtype, device: torch.device | None = None
+    ) -> dict[str, Any]:
         """What the decoder takes besides the states of a pack."""
         if self._active is not None:
-            self._active.mask = torch.tensor(pack.active, dtype=dtype)[None, :, None]
-        mask, positions = pack.mask(dtype), torch.tensor([pack.positions])
+            active = torch.tensor(pack.active, dtype=dtype, device=device)
+            self._active.mask = active[None, :, None]
+        mask = pack.mask(dtype, device)
+        positions = torch.tensor([pack.positions], device=device)
         if self.peft is None or not self._prefix:
             return {"attention_mask": mask, "position_ids": positions, "use_cache": False}
         cache: Any = self.peft.get_prompt(batch_size=1)
         virtual = cache.get_seq_length()
-        seen = torch.zeros((1, 1, mask.shape[2], virtual), dtype=dtype)
+        seen = torch.zeros((1, 1, mask.shape[2], virtual), dtype=dtype, device=device)
         return {
             "attention_mask": torch.cat([seen, mask], dim=3),
             "position_ids": positions + virtual,
@@ -169,7 +173,7 @@ def attach(
             reduction_factor=spec.reduction_factor,
             layers_to_transform=list(layers),
         )
-        bottlenecks = Bottlenecks(model, config)
+        bottlenecks = Bottlenecks(model, config).to(model.device)
         if spec.method == "bottleneck":
             return Attached(None, bottlenecks)
     activated = spec.method == "alora"

@@ -46,13 +46,13 @@ class PackModel(nn.Module):
     def states(self, pack: Pack, lower: Tensor) -> Tensor:
         """`(tokens, hidden)` after the final norm."""
         embeddings: Any = self.decoder.get_input_embeddings()
-        dtype = embeddings.weight.dtype
+        dtype, device = embeddings.weight.dtype, embeddings.weight.device
         if not len(self.decoder.layers):  # nothing but a head is trained, and nothing is masked
-            normed: Tensor = self.decoder.norm(lower.to(dtype))
+            normed: Tensor = self.decoder.norm(lower.to(device, dtype))
             return normed
         result: Tensor = self.decoder(
-            inputs_embeds=lower[None].to(dtype),
-            **self._attached.inputs(pack, dtype),
+            inputs_embeds=lower[None].to(device, dtype),
+            **self._attached.inputs(pack, dtype, device),
         ).last_hidden_state[0]
         return result
 
@@ -64,23 +64,24 @@ class PackModel(nn.Module):
         if isinstance(self.head, SpanLabelHead):
             return self._marks_loss(pack, states, self.head)
         adapted = len(self.decoder.layers) > 0  # what is written never changes under a head alone
-        loss = self.text_loss(pack, states) if pack.targets and adapted else torch.zeros(())
+        loss = self.text_loss(pack, states) if pack.targets and adapted else states.new_zeros(())
         if isinstance(self.head, ChoiceHead):
             loss = loss + self._choice_loss(pack, states, self.head)
         return loss
 
     def text_loss(self, pack: Pack, states: Tensor) -> Tensor:
         """How unlikely the tokens to be written are, in nats a token."""
-        at = torch.tensor([index for index, _ in pack.targets])
-        tokens = torch.tensor([token for _, token in pack.targets])
+        at = torch.tensor([index for index, _ in pack.targets], device=states.device)
+        tokens = torch.tensor([token for _, token in pack.targets], device=states.device)
         logits = self._unembed[0](states[at]).float()
         return functional.cross_entropy(logits, tokens)
 
     def _choice_loss(self, pack: Pack, states: Tensor, head: ChoiceHead) -> Tensor:
         choices, evidence = head(*choice_features(pack, states))
-        loss = functional.cross_entropy(choices, torch.tensor(pack.choice))
+        gold_choices = torch.tensor(pack.choice, device=choices.device)
+        loss = functional.cross_entropy(choices, gold_choices)
         if self._evidence_weight and evidence.shape[1]:
-            gold = pairs(pack.evidence, *evidence.shape)
+            gold = pairs(pack.evidence, *evidence.shape).to(evidence.device)
             # The null slot is right where no span is. Of several right spans any may be found.
             right = torch.cat([(gold.sum(dim=1, keepdim=True) == 0).float(), gold], dim=1)
             found = (head.attention(evidence) * right).sum(dim=1)
@@ -92,11 +93,11 @@ class PackModel(nn.Module):
     @staticmethod
     def _marks_loss(pack: Pack, states: Tensor, head: SpanLabelHead) -> Tensor:
         spans, tokens = head(*label_features(pack, states))
-        loss = torch.zeros(())
+        loss = states.new_zeros((), dtype=torch.float32)
         for logits, gold in ((spans, pack.span_labels), (tokens, pack.token_labels)):
             if logits.numel():
                 spread = functional.binary_cross_entropy_with_logits(
-                    logits, pairs(gold, *logits.shape), reduction="none"
+                    logits, pairs(gold, *logits.shape).to(logits.device), reduction="none"
                 )
                 loss = loss + spread.sum(dim=1).mean()
         return loss

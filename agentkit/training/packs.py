@@ -64,13 +64,14 @@ class Pack:
     targets: list[tuple[int, int]] = field(default_factory=list)
     """`(index, token)`: the token to be predicted at an index."""
 
-    def mask(self, dtype: torch.dtype) -> Tensor:
+    def mask(self, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
         """`(1, 1, tokens, tokens)` to be added to attention scores: a row sees the prefix and,
         up to itself, its own branch."""
-        branch = torch.tensor(self.branch)
+        branch = torch.tensor(self.branch, device=device)
         seen = (branch[None, :] == 0) | (branch[None, :] == branch[:, None])
         hidden = ~seen.tril()
-        return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -1e9)[None, None]
+        empty = torch.zeros(hidden.shape, dtype=dtype, device=device)
+        return empty.masked_fill_(hidden, -1e9)[None, None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from agentkit.adapters.heads import Head
 from agentkit.training.layer_selection import (
     LayerChoice,
     best_layers,
-    given_layers,
     search_from_top,
 )
 from agentkit.training.methods import Attached, attach
@@ -33,14 +32,11 @@ Step = Callable[[str], None]
 def choose_layers(
     model: Any, spec: TrainSpec, packs: Sequence[Pack], head: Head | None, *, said: Step
 ) -> LayerChoice:
-    """The layers to adapt as `spec.layers` says; for `auto` by `spec.importance`.
+    """The layers that matter most by `spec.importance`.
 
-    The model is left as it was. `said` is told of each step. Raises `SkillError` for layers that
-    are not there.
+    The model is left as it was. `said` is told of each step.
     """
     count = int(model.config.num_hidden_layers)
-    if spec.layers.strip() != "auto":
-        return LayerChoice(given_layers(spec.layers, count), "given")
     sample = sample_packs(packs, spec.probe_packs)
     # Importance is of the layers, whatever method is to act on them.
     probe = Probe(model, spec.model_copy(update={"method": "lora"}), head, said)
@@ -156,7 +152,9 @@ class Probe:
 
     def _embedded(self, pack: Pack) -> Tensor:
         with torch.no_grad():
-            states: Tensor = self._model.get_input_embeddings()(torch.tensor([pack.ids]))[0]
+            embeddings = self._model.get_input_embeddings()
+            ids = torch.tensor([pack.ids], device=embeddings.weight.device)
+            states: Tensor = embeddings(ids)[0]
         return states
 
     def _warm_head(self, model: PackModel, attached: Attached, packs: Sequence[Pack]) -> None:
@@ -217,4 +215,4 @@ class Probe:
             for module, args, kwargs, before in calls:
                 after = module(*args, **kwargs)[0]
                 moved.append((after - before).float().norm() / before.float().norm().clamp(1e-6))
-        return torch.stack(moved)
+        return torch.stack(moved).cpu()

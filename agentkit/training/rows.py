@@ -43,7 +43,8 @@ class Split:
     tuning: tuple[Row, ...]
     holdout: tuple[Row, ...]
     sources: tuple[dict[str, Any], ...]
-    """Per source its name, licence, digest (SHA-256 over its files) and row counts."""
+    """Per source its name, licence, digest (SHA-256 over its files), options, digests of the
+    skill's own files that they name, and row counts."""
 
 
 def load_rows(spec: TrainSpec, *, skill: Path, data_dir: Path) -> Split:
@@ -62,8 +63,16 @@ def load_rows(spec: TrainSpec, *, skill: Path, data_dir: Path) -> Split:
         sources.append(
             {
                 "source": name,
-                "license": LICENSES.get(source.dataset or "", "as its owner says"),
+                "license": source.license
+                or LICENSES.get(source.dataset or "", "as its owner says"),
                 "sha256": digest,
+                "options": dict(source.options),
+                "limit": source.limit,
+                "files": {
+                    value: _digest([skill / value])
+                    for key, value in source.options.items()
+                    if key in _FILES and value
+                },
             }
         )
     measured = {row.group for _, tuned, held in splits for row in (*tuned, *held)}

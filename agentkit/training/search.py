@@ -7,7 +7,7 @@ study is kept in a SQLite file, so a search that was killed goes on where it was
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from agentkit.pictures import picture
 from agentkit.training.layer_selection import given_layers
 from agentkit.training.packs import Pack
 from agentkit.training.probing import Probe, Step, parted, sample_packs
-from agentkit.training.spec import SearchSpec, TrainSpec
+from agentkit.training.spec import RATES, SearchSpec, TrainSpec
 
 RANKS = (4, 8, 16, 32, 64)
 FACTORS = (64.0, 32.0, 16.0, 8.0, 4.0)
@@ -27,7 +27,7 @@ _LEAST_GAIN = 0.01
 """Share of the loss that a size twice as large must save."""
 
 
-def auto_size(
+def size_losses(
     model: Any,
     spec: TrainSpec,
     packs: Sequence[Pack],
@@ -35,26 +35,39 @@ def auto_size(
     head: Head | None,
     *,
     said: Step,
-) -> tuple[TrainSpec, dict[str, float]]:
-    """`spec` with the least size that one twice as large does not better by a hundredth.
+) -> dict[str, float]:
+    """The loss with each size, from small to large, until one gains less than a hundredth.
 
-    The size is a rank, or a bottleneck's reduction factor. Also returns the loss of each that was
-    tried.
+    The size is a rank, or a bottleneck's reduction factor, by its name.
     """
     learnt, held = parted(sample_packs(packs, spec.probe_packs))
-    if spec.method == "bottleneck":
-        sizes = {f"{f:g}": spec.model_copy(update={"reduction_factor": f}) for f in FACTORS}
-    else:
-        sizes = {str(rank): spec.with_rank(rank) for rank in RANKS}
     losses: dict[str, float] = {}
-    best = ""
-    for name, sized in sizes.items():
+    for name, sized in _sizes(spec).items():
         loss = Probe(model, sized, head, said).short_loss(layers, learnt, held)
         losses[name] = round(loss, 5)
-        if best and (losses[best] - loss) / max(abs(losses[best]), 1e-9) < _LEAST_GAIN:
+        if _last_that_gained(losses) != name:
+            break
+    return losses
+
+
+def best_size(spec: TrainSpec, losses: Mapping[str, float]) -> TrainSpec:
+    """`spec` with the least size that one twice as large does not better by a hundredth."""
+    return _sizes(spec)[_last_that_gained(losses)]
+
+
+def _sizes(spec: TrainSpec) -> dict[str, TrainSpec]:
+    if spec.method == "bottleneck":
+        return {f"{f:g}": spec.model_copy(update={"reduction_factor": f}) for f in FACTORS}
+    return {str(rank): spec.with_rank(rank) for rank in RANKS}
+
+
+def _last_that_gained(losses: Mapping[str, float]) -> str:
+    best, *larger = losses
+    for name in larger:
+        if (losses[best] - losses[name]) / max(abs(losses[best]), 1e-9) < _LEAST_GAIN:
             break
         best = name
-    return sizes[best], losses
+    return best
 
 
 def search(
@@ -149,6 +162,10 @@ def _tried(spec: TrainSpec, space: SearchSpec, trial: Any) -> TrainSpec:
         if choices := getattr(space, name):
             changes[name] = trial.suggest_categorical(name, list(choices))
     tried = spec.model_copy(update=changes)
+    if tried.method == "prefix":  # acts on every layer, and learns at another rate
+        faster = RATES["prefix"] / RATES["lora"]
+        rate = tried.learning_rate and tried.learning_rate * faster
+        tried = tried.model_copy(update={"layers": "all", "learning_rate": rate})
     if space.rank:
         tried = tried.with_rank(trial.suggest_categorical("rank", list(space.rank)))
     return tried

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from agentkit.training.layer_selection import (
 from agentkit.training.methods import module_names
 from agentkit.training.packs import Pack
 from agentkit.training.probing import choose_layers
-from agentkit.training.search import auto_size, draw_search, search
+from agentkit.training.search import best_size, draw_search, search, size_losses
 from agentkit.training.spec import TrainSpec
+from agentkit.training.workplace import remembered
 
 
 def settle(
@@ -31,13 +32,16 @@ def settle(
     packs: Sequence[Pack],
     head: Head | None,
     *,
+    backbone: str,
     skill: Path,
     work: Path,
     console: Console,
 ) -> tuple[TrainSpec, LayerChoice, dict[str, Any]]:
     """The settings to train with, the layers to adapt, and what was measured to find them.
 
-    The model is left as it was; pictures of what was measured go into the skill folder.
+    `backbone` is the model's fingerprint. What was measured is kept in `work`, so that a training
+    that was killed does not measure it again. The model is left as it was; pictures of what was
+    measured go into the skill folder.
     Raises `SkillError` for modules or layers that the backbone does not have.
     """
     if spec.method == "head":
@@ -46,10 +50,19 @@ def settle(
     spec = spec.model_copy(update={"modules": module_names(model, spec)})
     said = _Said(console)
     found: dict[str, Any] = {}
+
+    def measured(what: str, find: Callable[[], Any]) -> Any:
+        key = f"{what} {checkpoint_key(spec, packs, backbone, head)}"
+        return remembered(work / "measured.json", key, find)
+
     if spec.layers_of:
         choice = layers_of_skill(skill / spec.layers_of, count)
+    elif spec.layers.strip() == "auto":
+        choice = LayerChoice.from_json(
+            measured("layers", lambda: choose_layers(model, spec, packs, head, said=said).to_json())
+        )
     else:
-        choice = choose_layers(model, spec, packs, head, said=said)
+        choice = LayerChoice(given_layers(spec.layers, count), "given")
     if choice.scores:
         draw_layers(skill / "layers.svg", choice, skill.name)
     if spec.search:
@@ -60,14 +73,19 @@ def settle(
             packs,
             head,
             store=work / "search.sqlite",
-            key=checkpoint_key(spec, packs, str(count), head),
+            key=checkpoint_key(spec, packs, backbone, head),
             said=said,
         )
         draw_search(skill / "search.svg", found["search"], skill.name)
         if spec.layers != named:
             choice = LayerChoice(given_layers(spec.layers, count), "search")
     if spec.size == "auto":
-        spec, found["sizes"] = auto_size(model, spec, packs, choice.chosen, head, said=said)
+        layers = ",".join(map(str, choice.chosen))
+        found["sizes"] = measured(
+            f"sizes {layers}",
+            lambda: size_losses(model, spec, packs, choice.chosen, head, said=said),
+        )
+        spec = best_size(spec, found["sizes"])
     return spec, choice, found
 
 

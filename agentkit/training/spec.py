@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -25,6 +25,16 @@ RATES: dict[Method, float] = {
 }
 
 
+def _layers_text(given: Any) -> Any:
+    """A number, or a list of numbers and ranges, as it would be written in one text."""
+    if isinstance(given, list | tuple):
+        return ", ".join(map(str, given))
+    return str(given) if isinstance(given, int) and not isinstance(given, bool) else given
+
+
+Layers: TypeAlias = Annotated[str, BeforeValidator(_layers_text)]
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,6 +48,8 @@ class DataSpec(_Frozen):
     """A public data set's id; see `agentkit.training.datasets`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the data set's loader."""
+    license: str | None = None
+    """The data's licence, as the model card is to say; a public data set's is known."""
     input: dict[str, Any] = Field(default_factory=dict)
     """Input field to Jinja expression over a record; without it records are rows already."""
     expected: dict[str, Any] = Field(default_factory=dict)
@@ -55,9 +67,9 @@ class SearchSpec(_Frozen):
     minutes: float = Field(default=30.0, gt=0.0)
     trials: int = Field(default=20, ge=1)
     learning_rate: tuple[float, float] | None = (1e-4, 2e-3)
-    """Least and most, searched on a logarithmic scale."""
+    """Least and most, searched on a logarithmic scale; a prefix takes ten times as much."""
     rank: tuple[int, ...] = (4, 8, 16, 32)
-    layers: tuple[str, ...] = ()
+    layers: tuple[Layers, ...] = ()
     method: tuple[Method, ...] = ()
 
 
@@ -65,9 +77,9 @@ class TrainSpec(_Frozen):
     """Method, size, layers, data and budget of a training."""
 
     method: Method = "lora"
-    layers: str = "all"
-    """`all`, `upper 1/3`, layer numbers and inclusive ranges such as `3, 20-29`, or `auto`: those
-    that matter most by `importance`."""
+    layers: Layers = "all"
+    """`all`, `upper 1/3`, layer numbers and inclusive ranges such as `3, 20-29` (or as a list), or
+    `auto`: those that matter most by `importance`."""
     layers_of: str | None = None
     """Folder of a trained skill (from this one) whose layers are taken instead."""
     importance: Importance = "gradient"
@@ -126,6 +138,14 @@ class TrainSpec(_Frozen):
     def _consistent(self) -> TrainSpec:
         if self.quantization and self.method == "dora":
             raise ValueError("dora needs the weights' norms, which quantised ones do not have")
+        methods = {self.method, *(self.search.method if self.search else ())}
+        if self.checkpointing and "prefix" in methods:
+            raise ValueError(
+                "a prefix lies in the keys that checkpointing would add again: leave checkpointing "
+                "out, or choose another method"
+            )
+        if self.size and "prefix" in methods:
+            raise ValueError("a prefix has no rank to be found: leave size out, set virtual_tokens")
         return self
 
     def with_rank(self, rank: int) -> TrainSpec:

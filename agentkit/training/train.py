@@ -7,12 +7,10 @@ up in the skill folder is PEFT's own format plus, for a task head, `head.safeten
 from __future__ import annotations
 
 import json
-import resource
 import shutil
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -34,11 +32,13 @@ from agentkit.settings import Settings
 from agentkit.skill.manifest import Manifest, MarksAnswer
 from agentkit.skill.manifest_files import read_manifest
 from agentkit.training.backbone import decoder_of, load_frozen
-from agentkit.training.fitting import checkpoint_key, fit
-from agentkit.training.layer_selection import LayerChoice, given_layers
+from agentkit.training.checks import check_depth, check_probe, device_of
+from agentkit.training.fitting import checkpoint_key, fit, seconds_before
+from agentkit.training.layer_selection import LayerChoice
 from agentkit.training.linear_probe import fit_probe, token_words
 from agentkit.training.lower import LowerStates, layers_only, recomputed
 from agentkit.training.measure import calibrate, measure_packs
+from agentkit.training.meter import Meter
 from agentkit.training.methods import Attached, attach, start_from
 from agentkit.training.model import PackModel, trained_tensors
 from agentkit.training.packs import Pack, Packer
@@ -46,6 +46,7 @@ from agentkit.training.record import write_record
 from agentkit.training.rows import Split, load_rows
 from agentkit.training.settle import settle
 from agentkit.training.spec import TrainSpec, change_train_spec, load_train_spec
+from agentkit.training.workplace import alone_in
 
 WRITTEN = (
     "adapter_config.json",
@@ -84,12 +85,24 @@ def train_skill(
     manifest, _ = read_manifest(skill)
     spec = load_train_spec(skill / "train.yaml")
     work = work or settings.home / "training" / manifest.name
-    work.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
+    meter = Meter()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     set_seed(spec.seed)
+    with alone_in(work):
+        return _train(skill, manifest, spec, settings, data_dir, work, console, meter)
 
+
+def _train(
+    skill: Path,
+    manifest: Manifest,
+    spec: TrainSpec,
+    settings: Settings,
+    data_dir: Path,
+    work: Path,
+    console: Console,
+    meter: Meter,
+) -> Trained:
     split = load_rows(spec, skill=skill, data_dir=data_dir)
     backbone = models.resolve(settings.backbone, settings, "backbone")
     tokenizer = AutoTokenizer.from_pretrained(backbone, local_files_only=True)
@@ -97,7 +110,8 @@ def train_skill(
     train_packs = _thin(packer.pack(split.train), manifest, spec)
     tuning_packs = packer.pack(split.tuning)
     tuning_packs = tuning_packs[:: -(-len(tuning_packs) // spec.tuning_packs) or 1]
-    if spec.method == "alora" and isinstance(manifest.answer, MarksAnswer):
+    methods = {spec.method, *(spec.search.method if spec.search else ())}
+    if "alora" in methods and isinstance(manifest.answer, MarksAnswer):
         raise SkillError(
             "an activated adapter acts after the document, so it cannot learn to label it",
             where=str(skill / "train.yaml"),
@@ -111,20 +125,30 @@ def train_skill(
         f"{len(split.tuning)} rows to tune on"
     )
 
-    model = load_frozen(backbone, spec)
+    device = device_of(settings.device)
+    model = load_frozen(backbone, spec, device)
     decoder, hidden = decoder_of(model), int(model.config.hidden_size)
     count = int(model.config.num_hidden_layers)
     head = _new_head(manifest, hidden)
+    if head is not None and not isinstance(head, LinearProbe):
+        head.to(device)
     if isinstance(head, LinearProbe):
-        _check_probe(spec, count, skill)
+        check_probe(spec, count, skill)
+    fingerprint = models.fingerprint(backbone)
     spec, choice, found = settle(
-        spec, model, train_packs, head, skill=skill, work=work, console=console
+        spec,
+        model,
+        train_packs,
+        head,
+        backbone=fingerprint,
+        skill=skill,
+        work=work,
+        console=console,
     )
     lowest = _lowest(spec, choice, count)
     if isinstance(head, LinearProbe):
-        _check_depth(lowest, count, skill)
+        check_depth(lowest, count, skill)
         head.layer.fill_(lowest)
-    fingerprint = models.fingerprint(backbone)
     states = LowerStates(
         work / "lower-states.bin",
         hidden=hidden,
@@ -153,30 +177,41 @@ def train_skill(
         start_from(attached, taught, skill / spec.start_from)
     with layers_only(decoder, range(lowest, count), final_norm=True):
         pack_model = PackModel(decoder, model.lm_head, head, spec.evidence_weight, attached)
-        before = measure_packs(pack_model, tuning_packs, states, manifest)
-        if isinstance(head, LinearProbe):
+        if isinstance(head, LinearProbe):  # what it chooses is the bare backbone's choice
             fit_probe(head, train_packs, tuning_packs, states, token_words(tokenizer))
+        before = measure_packs(pack_model, tuning_packs, states, manifest)
+        earlier = seconds_before(checkpoints)
         history: list[dict[str, float]] = []
         if trained_tensors(pack_model):  # a probe alone takes no steps
             with recomputed(decoder) if spec.checkpointing else nullcontext():
                 history = fit(
-                    pack_model, train_packs, states, spec, checkpoints=checkpoints, console=console
+                    pack_model,
+                    train_packs,
+                    states,
+                    spec,
+                    checkpoints=checkpoints,
+                    console=console,
+                    device=device,
                 )
         pack_model.eval()
         calibrate(pack_model, tuning_packs, states)
         after = measure_packs(pack_model, tuning_packs, states, manifest)
     folder = _save(skill, attached, pack_model.head, fingerprint, getattr(torch, spec.dtype))
-    shutil.rmtree(checkpoints.parent, ignore_errors=True)
     metrics = _metrics(spec, split, settings, fingerprint, train_packs)
     metrics |= {
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(earlier + meter.seconds, 1),
+        "threads": torch.get_num_threads(),
+        "device": device.type,
         "layers": choice.to_json(),
         **found,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": meter.peak_memory,
         "tuning": {"untrained": before, "trained": after},
         "loss": history,
     }
     write_record(folder, manifest, metrics)
+    shutil.rmtree(checkpoints, ignore_errors=True)  # not before all that it led to is written
+    with suppress(OSError):  # other settings of the skill may have theirs
+        checkpoints.parent.rmdir()
     return Trained(folder, metrics)
 
 
@@ -224,42 +259,6 @@ def _new_head(manifest: Manifest, hidden: int) -> Head | None:
         units = [label.unit for label in answer.labels]
         return SpanLabelHead(hidden, units.count("sentence"), units.count("token"))
     return None
-
-
-def _check_probe(spec: TrainSpec, count: int, skill: Path) -> None:
-    """Raises `SkillError` for settings that leave a probe nothing to read, before time is spent."""
-    where = str(skill / "train.yaml")
-    methods = {spec.method, *(spec.search.method if spec.search else ())}
-    if "prefix" in methods:
-        raise SkillError(
-            "a probe reads the states below the adapter, and a prefix acts on every layer",
-            where=where,
-            hint="take another method, or answer.choice_by: head",
-        )
-    if spec.search and "head" in methods:
-        raise SkillError(
-            "a probe takes no steps that a search could compare",
-            where=where,
-            hint="take head out of search.method",
-        )
-    if not spec.cache_lower:
-        raise SkillError(
-            "a probe is fitted to the lower layers' cached states",
-            where=where,
-            hint="set cache_lower: true, or answer.choice_by: head",
-        )
-    if spec.method != "head" and spec.layers != "auto" and not (spec.search or spec.layers_of):
-        _check_depth(given_layers(spec.layers, count)[0], count, skill)
-
-
-def _check_depth(lowest: int, count: int, skill: Path) -> None:
-    """Raises `SkillError` where too few layers are below an adapter to have understood anything."""
-    if lowest < count // 3:
-        raise SkillError(
-            f"a probe reads the states below the adapter, which starts at layer {lowest}",
-            where=str(skill / "train.yaml"),
-            hint="set layers: upper 1/3, or answer.choice_by: head",
-        )
 
 
 # ---------------------------------------------------------------- results

@@ -16,7 +16,7 @@ from agentkit.adapters.heads import (
     token_features,
 )
 from agentkit.errors import AdapterError
-from agentkit.testing import tiny_choice_head, tiny_label_head
+from agentkit.testing import tiny_choice_head, tiny_label_head, tiny_probe
 
 
 def test_a_stored_head_answers_as_it_did(tmp_path: Path) -> None:
@@ -121,6 +121,28 @@ def test_tensors_that_make_no_head_are_refused(kind: str, change: dict, message:
     tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     with pytest.raises(AdapterError, match=message):
         build_head(kind, tensors, where="head.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"center": torch.zeros(())},
+        {"term_of": torch.zeros(())},
+        {"term_of": torch.zeros(0)},
+        {"term_of": None},
+        {"idf": None},
+        {"term_of": torch.full((50,), 5.0)},
+        {"term_of": torch.full((50,), float("nan"))},
+        {"weight": torch.zeros(3, 8)},
+    ],
+    ids=str,
+)
+def test_tensors_that_make_no_probe_are_refused(change: dict) -> None:
+    whole = tiny_probe(24, 3, 2, terms=4, vocabulary=50).state_dict()
+    build_head("probe", dict(whole), where="head.safetensors")
+    tensors = {n: t for n, t in (whole | change).items() if t is not None}
+    with pytest.raises(AdapterError, match="do not make"):
+        build_head("probe", tensors, where="head.safetensors")
 
 
 def test_rare_labels_start_from_a_low_prior() -> None:

@@ -87,6 +87,7 @@ def test_every_rule_decides_in_some_situation() -> None:
         ({"deployment": "vllm", "tasks": 5000}, "method", "lora"),
         ({"tasks": 5000}, "method", "prefix"),
         ({"tasks": 5000}, "layers", "all"),
+        ({"tasks": 5000, "memory": 2, "answer": "text"}, "method", "bottleneck"),
         ({"tasks": 200}, "method", "bottleneck"),
         ({"gpu": True, "rows": 30_000}, "method", "hybrid"),
         ({"gpu": True, "rows": 8000}, "method", "dora"),

@@ -101,6 +101,7 @@ def test_tuning_packs_set_how_sure_it_is() -> None:
         ({"method": "prefix", "layers": "all"}, "a prefix acts on every layer"),
         ({"cache_lower": False}, "cache_lower: true"),
         ({"search": {"method": ["lora", "head"]}}, "take head out of search.method"),
+        ({"search": {"layers": ["2-3", "all"]}}, "starts at layer 0"),
     ],
 )
 def test_it_needs_states_that_no_adapter_changes(

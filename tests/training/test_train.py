@@ -192,6 +192,7 @@ def test_the_adapter_remembers_its_backbone(done: Done, tiny_backbone: TinyBackb
 def test_no_checkpoint_is_left_but_the_lower_states_are(done: Done) -> None:
     work = done.toy.settings.home / "training" / "toy-skill"
     assert sorted(path.name for path in work.iterdir()) == [
+        "lock",
         "lower-states.bin",
         "lower-states.index",
     ]
@@ -356,7 +357,8 @@ def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     assert not (toy.folder / "adapter_model.safetensors").exists()
 
     (checkpoint,) = toy.settings.home.glob("training/toy-skill/checkpoints/*/checkpoint-25")
-    assert 0 < float((checkpoint / "seconds").read_text()) < 300
+    spent = float((checkpoint / "seconds").read_text())
+    assert 0 < spent < 300
     cut_short = checkpoint.with_name("checkpoint-999")  # as a kill amid writing leaves it
     shutil.copytree(checkpoint, cut_short)
     state = cut_short / "trainer_state.json"
@@ -371,6 +373,7 @@ def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
         for name, tensor in theirs.items():
             torch.testing.assert_close(ours[name], tensor, atol=1e-5, rtol=1e-4)
     resumed = json.loads((toy.folder / "metrics.json").read_text())
+    assert resumed["seconds"] > spent
     assert [h["step"] for h in resumed["loss"]] == [h["step"] for h in trained.metrics["loss"]]
     assert resumed["loss"][-1] == pytest.approx(trained.metrics["loss"][-1], rel=1e-3)
 
@@ -383,7 +386,7 @@ def test_another_train_yaml_starts_afresh(make_toy: Callable[..., Any], tmp_path
     (stale / "trainer_state.json").write_text('{"global_step": 25}')
     _, said = train(toy)
     assert "step 10/10" in said
-    assert not work.exists()
+    assert list(work.iterdir()) == [stale.parent]  # another training's may go on from there
 
 
 def test_training_ends_when_its_minutes_are_over(
@@ -550,9 +553,11 @@ def test_what_every_method_learns_is_served(
 def test_an_activated_adapter_cannot_label_the_document(
     make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
-    toy = make_toy("marks", tmp_path, method="alora")
-    with pytest.raises(SkillError, match="acts after the document"):
-        train(toy)
+    searched = {"search": {"method": ["lora", "alora"]}}
+    for number, changes in enumerate(({"method": "alora"}, searched)):
+        toy = make_toy("marks", tmp_path / str(number), **changes)
+        with pytest.raises(SkillError, match="acts after the document"):
+            train(toy)
 
 
 def test_a_prefix_takes_all_layers(make_toy: Callable[..., Any], tmp_path: Path) -> None:
@@ -676,6 +681,19 @@ def test_a_search_finds_settings_within_its_space_keeps_its_picture_and_goes_on(
     assert (toy.folder / "search.svg").exists()
     again, _ = train(toy)  # the study is kept: nothing is tried anew
     assert again.metrics["search"] == record
+
+
+def test_a_search_may_try_a_prefix_beside_methods_of_fewer_layers(
+    make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("optuna")
+    space = {"trials": 3, "rank": [2], "method": ["prefix"], "learning_rate": [1e-4, 2e-3]}
+    toy = make_toy("likelihood", tmp_path, steps=4, layers="2-3", search=space)
+    trained, _ = train(toy)
+    settings = trained.metrics["training"]
+    assert (settings["method"], settings["layers"]) == ("prefix", "all")
+    assert 1e-3 <= settings["learning_rate"] <= 2e-2
+    assert trained.metrics["layers"]["chosen"] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("change", [{"cache_lower": False}, {"checkpointing": True}], ids=str)

@@ -33,6 +33,10 @@ def test_the_smallest_file_names_only_its_data(tmp_path: Path) -> None:
         (SMALLEST + "method: magic\n", "method: Input should be 'lora'"),
         (SMALLEST + "dtype: int8\n", "dtype: Input should be 'bfloat16' or 'float32'"),
         ("data: [{path: a, limit: none}]\n", "data.0.limit: "),
+        (SMALLEST + "layers: true\n", "layers: Input should be a valid string"),
+        (SMALLEST + "method: prefix\ncheckpointing: true\n", "leave checkpointing out"),
+        (SMALLEST + "search: {method: [prefix]}\ncheckpointing: true\n", "leave checkpointing"),
+        (SMALLEST + "method: prefix\nsize: auto\n", "set virtual_tokens"),
         ("data: [\n", "not valid YAML"),
         ("just words\n", "Input should be a valid dictionary"),
     ],
@@ -55,3 +59,14 @@ def test_the_rate_is_the_methods_own_unless_given() -> None:
     data = ({"path": "x"},)
     assert TrainSpec(data=data, method="prefix").rate > TrainSpec(data=data).rate
     assert TrainSpec(data=data, learning_rate=0.25).rate == 0.25
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [("5", "5"), ("[20, 21]", "20, 21"), ("[3, 20-29]", "3, 20-29"), ("upper 1/3", "upper 1/3")],
+)
+def test_layers_are_a_number_a_list_or_a_text(tmp_path: Path, written: str, text: str) -> None:
+    more = f"layers: {written}\nsearch: {{layers: [{written}, all]}}\n"
+    spec = load_train_spec(write(tmp_path, SMALLEST + more))
+    assert spec.search is not None
+    assert (spec.layers, spec.search.layers) == (text, (text, "all"))

@@ -1,0 +1,136 @@
+"""What a training keeps for its next start, and whom it keeps out."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from agentkit.errors import InputError
+from agentkit.training.meter import Meter
+from agentkit.training.several import train_each
+from agentkit.training.train import train_skill
+from agentkit.training.workplace import alone_in, remembered
+
+
+def train(toy: Any) -> tuple[dict[str, Any], str]:
+    said = io.StringIO()
+    trained = train_skill(
+        toy.folder,
+        settings=toy.settings,
+        data_dir=toy.folder,
+        console=Console(file=said, width=200),
+    )
+    return trained.metrics, said.getvalue()
+
+
+def test_two_trainings_do_not_work_in_one_place(
+    make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    toy = make_toy("likelihood", tmp_path, steps=4)
+    work = toy.settings.home / "training" / "toy-skill"
+    with alone_in(work), pytest.raises(InputError, match=r"another training.*--work") as refused:
+        train(toy)
+    assert str(work) in str(refused.value)
+    train(toy)
+
+
+def test_what_was_found_is_not_looked_for_again(tmp_path: Path) -> None:
+    found: list[int] = []
+
+    def find() -> list[int]:
+        found.append(len(found))
+        return found[:]
+
+    file = tmp_path / "measured.json"
+    assert [remembered(file, key, find) for key in ("a", "a", "b", "a")] == [[0], [0], [0, 1], [0]]
+    file.write_text("{cut sh")
+    assert remembered(file, "a", find) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"layers": "auto", "importance": "gradient"}, "gradients:"),
+        ({"size": "auto"}, "short training"),
+    ],
+    ids=["layers", "size"],
+)
+def test_layers_and_size_are_measured_once(
+    make_toy: Callable[..., Any], tmp_path: Path, changes: dict[str, Any], what: str
+) -> None:
+    toy = make_toy("likelihood", tmp_path, steps=4, **changes)
+    first, said = train(toy)
+    assert what in said
+    again, said = train(toy)
+    assert "gradients:" not in said
+    assert "short training" not in said
+    for key in ("layers", "sizes", "training"):
+        assert again.get(key) == first.get(key)
+
+
+def test_of_several_skills_those_that_are_done_are_not_trained_again(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("first", "second", "third")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "train.yaml").write_text("method: lora\n")
+    tried: list[str] = []
+    said: list[str] = []
+
+    def one(folder: Path) -> dict[str, Any]:
+        tried.append(folder.name)
+        if "broken" in (folder / "train.yaml").read_text():
+            raise InputError("no rows")
+        return {"accuracy": len(tried)}
+
+    def every(named: str = "backbone") -> dict[str, dict[str, Any]]:
+        return train_each(folders, one, notes=tmp_path / "notes", named=named, said=said.append)
+
+    (folders[1] / "train.yaml").write_text("broken")
+    for _ in range(2):
+        with pytest.raises(InputError, match="no rows"):
+            every()
+    assert tried == ["first", "second", "second"]
+    with pytest.raises(InputError, match="no rows"):
+        every("another backbone")
+    assert tried[3:] == ["first", "second"]
+    (folders[1] / "train.yaml").write_text("method: lora\n")
+    figures = every()
+    assert tried[5:] == ["second", "third"]
+    assert [one["accuracy"] for one in figures.values()] == [1, 6, 7]
+    assert said == ["first: trained before this start"] * 2
+    every()  # all are done, so that this is another undertaking
+    assert tried[7:] == ["first", "second", "third"]
+
+
+def test_two_folders_of_one_name_are_not_trained_together(tmp_path: Path) -> None:
+    folders = [tmp_path / "a" / "same", tmp_path / "b" / "same"]
+    with pytest.raises(InputError, match="two folders are called same"):
+        train_each(folders, lambda folder: {}, notes=tmp_path, named="", said=print)
+
+
+def test_a_later_training_does_not_inherit_the_peak_of_memory() -> None:
+    meter = Meter()
+    much = b"x" * 300_000_000
+    peak = meter.peak_memory
+    assert peak > len(much)
+    del much
+    assert Meter().peak_memory < peak - 200_000_000
+    assert meter.seconds > 0
+
+
+def test_the_record_says_which_files_and_options_the_rows_were_made_with(
+    make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    toy = make_toy("likelihood", tmp_path, steps=4)
+    spec = json.loads((toy.folder / "train.yaml").read_text())
+    spec["data"][0] |= {"license": "ours alone", "limit": 9}
+    (toy.folder / "train.yaml").write_text(json.dumps(spec))
+    metrics, _ = train(toy)
+    (source,) = metrics["data"]
+    assert (source["license"], source["limit"], source["files"]) == ("ours alone", 9, {})
+    assert metrics["threads"] == 1
+    assert "| rows.jsonl | ours alone |" in (toy.folder / "README.md").read_text()
