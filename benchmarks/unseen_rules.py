@@ -2,7 +2,8 @@
 
 - On contracts other than NDAs: those of CUAD's held-out filers, whole, through the product's own
   context. The rules are those of `skills/SKILL/training/clause_rules.jsonl` marked `unseen`, about
-  categories of clauses that no training is asked about. A rule whose clause a contract has is
+  categories of clauses that no rule of a training is about (single sentences of other contracts, of
+  any matter, are asked and denied in training, too). A rule whose clause a contract has is
   asked together with its opposite; of those whose clause it lacks, some are asked alone.
 - With `--folds N`, on ContractNLI's dev split: four hypotheses are left out of a training, in
   turn, with the rules of contracts' clauses about the same matter, and asked in their own words, in
