@@ -75,23 +75,25 @@ def train(
         )
     settings = settings_from([*(set_ or []), *([f"backbone={backbone}"] if backbone else [])])
 
-    def one(folder: Path) -> dict[str, Any]:
-        trained = train_skill(
+    def one(folder: Path) -> Path:
+        return train_skill(
             copy_untrained(folder, out, changes) if out else folder,
             settings=settings,
             data_dir=data_dir,
             work=work / folder.resolve().name if work and len(chosen) > 1 else work,
             console=stderr,
-        )
-        figures: dict[str, Any] = trained.metrics["tuning"]
-        return figures
+        ).folder
+
+    def figures(trained: Path) -> Any:
+        return json.loads((trained / "metrics.json").read_text(encoding="utf-8"))["tuning"]
 
     if len(chosen) == 1:
-        print_json(one(chosen[0]))
+        print_json(figures(one(chosen[0])))
         return
     named = f"{settings.backbone}\n{out and out.resolve()}\n{changes}"
     notes = work or settings.home / "training"
-    print_json(train_each(chosen, one, notes=notes, named=named, said=say))
+    written = train_each(chosen, one, notes=notes, named=named, said=say)
+    print_json({name: figures(folder) for name, folder in written.items()})
 
 
 def _chosen(folders: list[Path], every: bool) -> list[Path]:

@@ -4,54 +4,74 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from agentkit.errors import InputError
 
 
 def train_each(
     folders: Sequence[Path],
-    train: Callable[[Path], dict[str, Any]],
+    train: Callable[[Path], Path],
     *,
     notes: Path,
     named: str,
     said: Callable[[str], None],
-) -> dict[str, dict[str, Any]]:
-    """Figures of each folder's training by its name, as `train` gives them.
+) -> dict[str, Path]:
+    """By each folder's name the folder that its training wrote, as `train` gives it.
 
-    What is done stands in a file of `notes` until all are, and is not done again as long as its
-    folder says the same; `named` tells one undertaking from another. Raises `InputError` for two
-    folders of one name.
+    What is done stands in a file of `notes` until all are. It is not done again as long as the
+    folder says the same and what was written is there; `named` tells one undertaking from another.
+    Raises `InputError` for two folders of one name.
     """
     names = [folder.resolve().name for folder in folders]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"two folders are called {twice[0]}", hint="train them apart")
     which = "\n".join([named, *(str(folder.resolve()) for folder in folders)])
     notes.mkdir(parents=True, exist_ok=True)
-    journal = notes / f"several-{hashlib.sha256(which.encode()).hexdigest()[:16]}.json"
-    done: dict[str, Any] = {}
+    journal = notes / f"several-{_digest([which.encode()])[:16]}.json"
+    done: dict[str, dict[str, str]] = {}
     with suppress(OSError, ValueError):
         done = json.loads(journal.read_text(encoding="utf-8"))
+    written: dict[str, Path] = {}
     for folder, name in zip(folders, names, strict=True):
         says = _says(folder)
-        if done.get(name, {}).get("says") == says:
+        before = done.get(name, {})
+        if before.get("says") == says and before["made"] == _made(Path(before["written"])):
             said(f"{name}: trained before this start")
+            written[name] = Path(before["written"])
             continue
-        done[name] = {"says": says, "figures": train(folder)}
+        written[name] = result = train(folder).resolve()
+        done[name] = {"says": says, "written": str(result), "made": _made(result)}
         fresh = journal.with_suffix(".fresh")
         fresh.write_text(json.dumps(done), encoding="utf-8")
         fresh.replace(journal)
     journal.unlink(missing_ok=True)
-    return {name: done[name]["figures"] for name in names}
+    return written
 
 
 def _says(folder: Path) -> str:
     """A digest of what a folder is trained by."""
+    return _digest(map(_bytes, (folder / f for f in ("train.yaml", "skill.yaml", "SKILL.md"))))
+
+
+def _made(folder: Path) -> str:
+    """A digest of what a training leaves last, and an adapter's or a head's being there."""
+    weights = ("adapter_model.safetensors", "head.safetensors")
+    there = any((folder / name).exists() for name in weights)
+    return _digest([_bytes(folder / "metrics.json"), str(there).encode()])
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:  # the training says what is wrong with it
+        return b""
+
+
+def _digest(parts: Iterable[bytes]) -> str:
     digest = hashlib.sha256()
-    for file in ("train.yaml", "skill.yaml", "SKILL.md"):
-        with suppress(OSError):  # the training says what is wrong with it
-            digest.update((folder / file).read_bytes())
+    for part in parts:
+        digest.update(part)
     return digest.hexdigest()

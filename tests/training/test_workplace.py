@@ -80,13 +80,17 @@ def test_of_several_skills_those_that_are_done_are_not_trained_again(tmp_path: P
     tried: list[str] = []
     said: list[str] = []
 
-    def one(folder: Path) -> dict[str, Any]:
+    def one(folder: Path) -> Path:
         tried.append(folder.name)
         if "broken" in (folder / "train.yaml").read_text():
             raise InputError("no rows")
-        return {"accuracy": len(tried)}
+        out = tmp_path / "out" / folder.name
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "metrics.json").write_text(str(len(tried)))
+        (out / "head.safetensors").write_bytes(b"")
+        return out
 
-    def every(named: str = "backbone") -> dict[str, dict[str, Any]]:
+    def every(named: str = "backbone") -> dict[str, Path]:
         return train_each(folders, one, notes=tmp_path / "notes", named=named, said=said.append)
 
     (folders[1] / "train.yaml").write_text("broken")
@@ -94,22 +98,28 @@ def test_of_several_skills_those_that_are_done_are_not_trained_again(tmp_path: P
         with pytest.raises(InputError, match="no rows"):
             every()
     assert tried == ["first", "second", "second"]
+    for lost in ("metrics.json", "head.safetensors"):
+        (tmp_path / "out" / "first" / lost).unlink()
+        with pytest.raises(InputError, match="no rows"):
+            every()
+    assert tried[3:] == ["first", "second", "first", "second"]
     with pytest.raises(InputError, match="no rows"):
         every("another backbone")
-    assert tried[3:] == ["first", "second"]
+    assert tried[7:] == ["first", "second"]
+    # The other undertaking wrote over what this one had done.
     (folders[1] / "train.yaml").write_text("method: lora\n")
-    figures = every()
-    assert tried[5:] == ["second", "third"]
-    assert [one["accuracy"] for one in figures.values()] == [1, 6, 7]
-    assert said == ["first: trained before this start"] * 2
+    written = every()
+    assert tried[9:] == ["first", "second", "third"]
+    assert written == {folder.name: tmp_path / "out" / folder.name for folder in folders}
+    assert said == ["first: trained before this start"]
     every()  # all are done, so that this is another undertaking
-    assert tried[7:] == ["first", "second", "third"]
+    assert tried[12:] == ["first", "second", "third"]
 
 
 def test_two_folders_of_one_name_are_not_trained_together(tmp_path: Path) -> None:
     folders = [tmp_path / "a" / "same", tmp_path / "b" / "same"]
     with pytest.raises(InputError, match="two folders are called same"):
-        train_each(folders, lambda folder: {}, notes=tmp_path, named="", said=print)
+        train_each(folders, lambda folder: folder, notes=tmp_path, named="", said=print)
 
 
 def test_a_later_training_does_not_inherit_the_peak_of_memory() -> None:
