@@ -85,11 +85,10 @@ def train_skill(
     manifest, _ = read_manifest(skill)
     spec = load_train_spec(skill / "train.yaml")
     work = work or settings.home / "training" / manifest.name
-    meter = Meter()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     set_seed(spec.seed)
-    with alone_in(work):
+    with alone_in(work), Meter() as meter:
         return _train(skill, manifest, spec, settings, data_dir, work, console, meter)
 
 
