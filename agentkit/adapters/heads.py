@@ -202,6 +202,8 @@ class LinearProbe(nn.Module):
         self.idf: Tensor
         self.weight: Tensor
         self.bias: Tensor
+        self.slope: Tensor
+        self.shift: Tensor
         self.register_buffer("layer", torch.tensor(float(layer)))  # as weights are stored
         self.register_buffer("center", torch.zeros(hidden))
         self.register_buffer("spread", torch.ones(hidden))
@@ -211,6 +213,9 @@ class LinearProbe(nn.Module):
         self.register_buffer("idf", torch.zeros(terms))
         self.register_buffer("weight", torch.zeros(choices, hidden + terms))
         self.register_buffer("bias", torch.zeros(choices))
+        # How the log-odds of the first choice are to be taken.
+        self.register_buffer("slope", torch.ones(()))
+        self.register_buffer("shift", torch.zeros(()))
 
     @property
     def hidden(self) -> int:
@@ -247,7 +252,21 @@ class LinearProbe(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Choice logits `(n, choices)`; `features` is `(n, hidden + terms)` from `features`."""
-        return self.directions(features) @ self.weight.T + self.bias
+        return self.calibrated(self.directions(features) @ self.weight.T + self.bias)
+
+    def calibrated(self, logits: Tensor) -> Tensor:
+        """Logits whose first choice is as likely as it has been right, in the same order.
+
+        Platt scaling of the top label alone (Gupta & Ramdas, "Top-label calibration and
+        multiclass-to-binary reductions", ICLR 2022): its log-odds times `slope` plus `shift`.
+        """
+        if logits.shape[1] < 2:
+            return logits
+        top, place = logits.topk(2, dim=1)
+        move = (self.slope - 1) * top_odds(logits) + self.shift
+        # Not so far down that another would be first.
+        least = 0.999 * (top[:, 1:] - top[:, :1])
+        return logits.scatter_add(1, place[:, :1], torch.maximum(move, least))
 
     @classmethod
     def like(cls, tensors: dict[str, Tensor]) -> LinearProbe:
@@ -265,7 +284,14 @@ class LinearProbe(nn.Module):
 
     def defaults(self) -> dict[str, Tensor]:
         """What a file may leave out."""
-        return {"term_of": self.term_of, "idf": self.idf} if not len(self.idf) else {}
+        added = {"slope": self.slope, "shift": self.shift}
+        return added | ({} if len(self.idf) else {"term_of": self.term_of, "idf": self.idf})
+
+
+def top_odds(logits: Tensor) -> Tensor:
+    """`(n, 1)`: the log-odds of the first choice by logits `(n, choices)`."""
+    top, place = logits.max(dim=1, keepdim=True)
+    return top - logits.scatter(1, place, -torch.inf).logsumexp(dim=1, keepdim=True)
 
 
 Head: TypeAlias = SpanLabelHead | ChoiceHead | LinearProbe

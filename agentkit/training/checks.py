@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from agentkit.errors import InputError, SkillError
+from agentkit.skill.manifest import Manifest
 from agentkit.training.layer_selection import given_layers
+from agentkit.training.packs import Pack
 from agentkit.training.spec import TrainSpec
 
 
@@ -28,6 +31,16 @@ def device_of(name: str) -> torch.device:
             hint=f"CUDA_VISIBLE_DEVICES={device.index}, and device=cuda",
         )
     return torch.device("cuda", 0)
+
+
+def check_choices(manifest: Manifest, packs: Sequence[Pack], skill: Path) -> None:
+    """Raises `InputError` where a head has no choice to learn: every input gives it already."""
+    if manifest.head_choices and not any(pack.answer_at for pack in packs):
+        raise InputError(
+            "the input of every training row gives the choice that the head is to make",
+            where=str(skill / "train.yaml"),
+            hint="add rows whose input leaves it open, or take out answer.choice_given",
+        )
 
 
 def check_probe(spec: TrainSpec, count: int, skill: Path) -> None:

@@ -65,7 +65,7 @@ class PackModel(nn.Module):
             return self._marks_loss(pack, states, self.head)
         adapted = len(self.decoder.layers) > 0  # what is written never changes under a head alone
         loss = self.text_loss(pack, states) if pack.targets and adapted else states.new_zeros(())
-        if isinstance(self.head, ChoiceHead):
+        if isinstance(self.head, ChoiceHead) and pack.answer_at:
             loss = loss + self._choice_loss(pack, states, self.head)
         return loss
 
@@ -116,9 +116,13 @@ def probed_features(probe: LinearProbe, pack: Pack, lower: Tensor) -> Tensor:
 
 
 def questions(pack: Pack) -> list[slice]:
-    """Where a pack's questions lie, their invocations included."""
-    starts = [at for at in range(1, len(pack.ids)) if pack.branch[at] != pack.branch[at - 1]]
-    return [slice(start, end + 1) for start, end in zip(starts, pack.answer_at, strict=True)]
+    """Where the questions lie whose choice is read, their invocations included."""
+    return [slice(pack.branch.index(pack.branch[end]), end + 1) for end in pack.answer_at]
+
+
+def asked_rows(pack: Pack) -> list[int]:
+    """Numbers of the rows that these questions came from."""
+    return [pack.rows[pack.branch[end] - 1] for end in pack.answer_at]
 
 
 def label_features(pack: Pack, states: Tensor) -> tuple[Tensor, Tensor]:

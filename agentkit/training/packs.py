@@ -53,8 +53,9 @@ class Pack:
     span_ends: list[int] = field(default_factory=list)
     token_at: list[int] = field(default_factory=list)
     answer_at: list[int] = field(default_factory=list)
-    """Per branch the index at which its choice is read."""
+    """The index at which a branch's choice is read, of each that has one to be read."""
     choice: list[int] = field(default_factory=list)
+    """By the same order."""
     evidence: list[tuple[int, int]] = field(default_factory=list)
     """`(branch - 1, span)` of every span that carries a branch's choice."""
     span_labels: list[tuple[int, int]] = field(default_factory=list)
@@ -255,7 +256,8 @@ class Packer:
             start = self._append(pack, [*asked, *said[:-1]], before, number)
             last = start + len(asked) - 1
             pack.targets += [(last + i, token) for i, token in enumerate(said)]
-            if self.manifest.head_choices:
+            # What an input gives is never asked of a head, so it need not learn it.
+            if self.manifest.head_choices and encoded.prompt.chosen is None:
                 pack.answer_at.append(last)
                 pack.choice.append(self._chosen(row, number))
         return packs

@@ -32,7 +32,7 @@ from agentkit.settings import Settings
 from agentkit.skill.manifest import Manifest, MarksAnswer
 from agentkit.skill.manifest_files import read_manifest
 from agentkit.training.backbone import decoder_of, load_frozen
-from agentkit.training.checks import check_depth, check_probe, device_of
+from agentkit.training.checks import check_choices, check_depth, check_probe, device_of
 from agentkit.training.fitting import checkpoint_key, fit, seconds_before
 from agentkit.training.layer_selection import LayerChoice
 from agentkit.training.linear_probe import fit_probe, token_words
@@ -118,6 +118,7 @@ def _train(
         )
     if not train_packs:
         raise InputError("the training rows make no pack", where=str(skill / "train.yaml"))
+    check_choices(manifest, train_packs, skill)
     console.print(
         f"{manifest.name}: {len(split.train)} rows in {len(train_packs)} packs, "
         f"{sum(len(p.ids) for p in train_packs):,} tokens an epoch; "
@@ -177,7 +178,9 @@ def _train(
     with layers_only(decoder, range(lowest, count), final_norm=True):
         pack_model = PackModel(decoder, model.lm_head, head, spec.evidence_weight, attached)
         if isinstance(head, LinearProbe):  # what it chooses is the bare backbone's choice
-            fit_probe(head, train_packs, tuning_packs, states, token_words(tokenizer))
+            with Progress(console=console) as progress:
+                words = token_words(tokenizer)
+                fit_probe(head, train_packs, states, words, split.train, progress)
         before = measure_packs(pack_model, tuning_packs, states, manifest)
         earlier = seconds_before(checkpoints)
         history: list[dict[str, float]] = []

@@ -1,6 +1,8 @@
 """A linear probe fitted to questions' states, and how sure of itself it is."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
 from agentkit.adapters.heads import LinearProbe, build_head
-from agentkit.errors import AdapterError, SkillError
+from agentkit.errors import AdapterError, InputError, SkillError
 from agentkit.training.linear_probe import fit_probe, token_words
 from agentkit.training.model import probed_features
 from agentkit.training.packs import Pack
+from agentkit.training.rows import Row
 from agentkit.training.train import train_skill
 
 HIDDEN = 12
@@ -59,9 +62,32 @@ class Kept:
             packs.append(pack)
         return packs
 
+    def copy(self, pack: Pack) -> Pack:
+        copied = replace(pack)
+        self._by_pack[id(copied)] = self.get(pack)
+        return copied
+
     def means(self, packs: list[Pack]) -> tuple[torch.Tensor, torch.Tensor]:
         asked = [self.get(p)[end - 2 : end + 1].mean(dim=0) for p in packs for end in p.answer_at]
         return torch.stack(asked), torch.tensor([choice for p in packs for choice in p.choice])
+
+
+def of_one(packs: list[Pack]) -> list[Row]:
+    """The packs' rows, all of one group: nothing can be left out."""
+    return rows_of(packs, ["one"] * len(packs))
+
+
+def by_pack(packs: list[Pack]) -> list[Row]:
+    return rows_of(packs, [str(number) for number in range(len(packs))])
+
+
+def rows_of(packs: list[Pack], groups: list[str]) -> list[Row]:
+    """A row for each question, of the group of its pack."""
+    rows: list[Row] = []
+    for pack, group in zip(packs, groups, strict=True):
+        pack.rows = list(range(len(rows), len(rows) + len(pack.choice)))
+        rows += [Row({}, None, group) for _ in pack.choice]
+    return rows
 
 
 def test_it_is_the_logistic_regression_of_its_features() -> None:
@@ -69,7 +95,7 @@ def test_it_is_the_logistic_regression_of_its_features() -> None:
     packs = kept.packs(30, seed=1)
     probe = LinearProbe(HIDDEN, CHOICES, 3)
     states: Any = kept
-    fit_probe(probe, packs, [], states, WORDS)
+    fit_probe(probe, packs, states, WORDS, of_one(packs))
     features, gold = kept.means(packs)
     directions = functional.normalize((features - features.mean(0)) / features.std(0), dim=1)
     rows = len(gold)
@@ -80,18 +106,80 @@ def test_it_is_the_logistic_regression_of_its_features() -> None:
     assert probe.reads == 3
 
 
-def test_tuning_packs_set_how_sure_it_is() -> None:
+def test_groups_left_out_in_turn_set_how_sure_it_is() -> None:
     kept = Kept()
-    packs, tuning, unseen = (
-        kept.packs(n, seed=s, noise=14.0) for n, s in ((8, 1), (40, 2), (80, 3))
-    )
+    packs, unseen = (kept.packs(n, seed=s, noise=14.0) for n, s in ((8, 1), (80, 3)))
     bold, careful = LinearProbe(HIDDEN, CHOICES), LinearProbe(HIDDEN, CHOICES)
     states: Any = kept
-    fit_probe(bold, packs, [], states, WORDS)
-    fit_probe(careful, packs, tuning, states, WORDS)
+    fit_probe(bold, packs, states, WORDS, of_one(packs))
+    fit_probe(careful, packs, states, WORDS, by_pack(packs))
     features, gold = kept.means(unseen)
     losses = [float(functional.cross_entropy(one(features), gold)) for one in (bold, careful)]
     assert losses[1] < losses[0]
+
+
+def test_a_group_is_left_out_as_a_whole() -> None:
+    """Of documents that say everything again and again, one that is left out says nothing new."""
+    kept = Kept()
+    packs = kept.packs(4, seed=1, noise=14.0)
+    again = [kept.copy(pack) for pack in packs for _ in range(6)]
+    whole, split = LinearProbe(HIDDEN, CHOICES), LinearProbe(HIDDEN, CHOICES)
+    states: Any = kept
+    fit_probe(whole, again, states, WORDS, rows_of(again, [str(n // 6) for n in range(24)]))
+    fit_probe(split, again, states, WORDS, by_pack(again))
+    features, gold = kept.means(kept.packs(80, seed=3, noise=14.0))
+    losses = [float(functional.cross_entropy(one(features), gold)) for one in (whole, split)]
+    assert losses[0] < losses[1]
+
+
+@pytest.mark.parametrize(("slope", "shift"), [(0.6, 0.3), (1.4, -0.5), (1.0, -9.0), (1.0, 0.0)])
+def test_only_how_sure_the_first_choice_is_changes(slope: float, shift: float) -> None:
+    probe = LinearProbe(HIDDEN, CHOICES)
+    probe.slope.fill_(slope)
+    probe.shift.fill_(shift)
+    logits = 3 * torch.randn(500, CHOICES, generator=torch.Generator().manual_seed(4)).double()
+    before, after = logits.softmax(-1), probe.calibrated(logits).softmax(-1)
+    assert torch.equal(before.argmax(1), after.argmax(1))
+    rest = torch.ones_like(before).scatter(1, before.argmax(1, keepdim=True), 0.0)
+    for one, other in zip((before * rest), (after * rest), strict=True):
+        torch.testing.assert_close(one / one.sum(), other / other.sum())
+    sure = before.max(1).values
+    wanted = torch.sigmoid(slope * (sure / (1 - sure)).log() + shift)
+    second = after.topk(2, dim=1).values[:, 1]
+    free = after.max(1).values > second * 1.05
+    torch.testing.assert_close(after.max(1).values[free], wanted[free])
+    assert bool((after.max(1).values >= wanted - 1e-5).all())
+    assert shift < -1 or bool(free.float().mean() > 0.5)
+
+
+def test_a_probe_is_as_often_right_as_it_is_sure() -> None:
+    """A sixth of the labels say what is not so, and no temperature alone makes up for that."""
+    kept = Kept()
+    packs, unseen = kept.packs(120, seed=1, noise=2.0), kept.packs(120, seed=3, noise=2.0)
+    random = torch.Generator().manual_seed(5)
+    for pack in [*packs, *unseen]:
+        wrong = torch.rand(5, generator=random) < 1 / 6
+        pack.choice = [(c + int(w)) % CHOICES for c, w in zip(pack.choice, wrong, strict=True)]
+    probe = LinearProbe(HIDDEN, CHOICES)
+    states: Any = kept
+    fit_probe(probe, packs, states, WORDS, by_pack(packs))
+    features, gold = kept.means(unseen)
+    said = probe(features).softmax(-1)
+    right = (said.argmax(1) == gold).float()
+    assert float(right.mean()) > 0.75
+    assert abs(float(said.max(1).values.mean() - right.mean())) < 0.05
+
+
+def test_what_was_always_right_is_not_certain() -> None:
+    kept = Kept()
+    packs = kept.packs(20, seed=1, noise=0.1)
+    probe = LinearProbe(HIDDEN, CHOICES)
+    states: Any = kept
+    fit_probe(probe, packs, states, WORDS, by_pack(packs))
+    features, gold = kept.means(packs)
+    said = probe(features).softmax(-1)
+    assert torch.equal(said.argmax(1), gold)
+    assert 0.98 < float(said.max(1).values.mean()) < 0.9999
 
 
 @pytest.mark.parametrize(
@@ -110,6 +198,20 @@ def test_it_needs_states_that_no_adapter_changes(
     toy = make_toy("probed", tmp_path, **changes)
     with pytest.raises(SkillError, match=what):
         train(toy)
+
+
+@pytest.mark.parametrize("kind", ["probed", "chosen"])
+def test_a_head_needs_rows_that_leave_the_choice_open(
+    make_toy: Callable[..., Any], tmp_path: Path, kind: str
+) -> None:
+    toy = make_toy(kind, tmp_path)
+    manifest = json.loads((toy.folder / "skill.yaml").read_text())
+    choices = manifest["output"]["properties"]["colour"]["enum"]
+    manifest["answer"]["choice_given"] = choices[0]
+    (toy.folder / "skill.yaml").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="gives the choice") as caught:
+        train(toy)
+    assert str(toy.folder / "train.yaml") in str(caught.value)
 
 
 def test_rank_is_searched_for_beside_a_probe(make_toy: Callable[..., Any], tmp_path: Path) -> None:
@@ -146,8 +248,8 @@ def test_a_pack_without_questions_is_passed_over() -> None:
     bare = Pack(ids=[7], branch=[0], positions=[0])
     probe, other = LinearProbe(HIDDEN, CHOICES), LinearProbe(HIDDEN, CHOICES)
     states: Any = kept
-    fit_probe(probe, packs, packs, states, WORDS)
-    fit_probe(other, [*packs, bare], [bare, *packs], states, WORDS)
+    fit_probe(probe, packs, states, WORDS, by_pack(packs))
+    fit_probe(other, [bare, *packs], states, WORDS, by_pack(packs))
     assert torch.equal(probe.weight, other.weight)
 
 
@@ -166,7 +268,7 @@ def test_words_tell_what_states_do_not(tmp_path: Path) -> None:
     probe = LinearProbe(HIDDEN, CHOICES, 3)
     states: Any = kept
     words = [f"word{number % 8}" for number in range(16)]
-    fit_probe(probe, packs, [], states, words)
+    fit_probe(probe, packs, states, words, by_pack(packs))
     said = [
         int(probe(probed_features(probe, pack, kept.get(pack))).argmax(1)[n])
         for pack in unseen

@@ -12,6 +12,7 @@ from agentkit.prompt import encode_prompt, frame_of, number_spans, skill_prompt
 from agentkit.retrieval.spans import split_spans
 from agentkit.skill.manifest import Manifest
 from agentkit.testing import tiny_tokenizer
+from agentkit.training.model import asked_rows, questions
 from agentkit.training.packs import Pack, Packer
 from agentkit.training.rows import Row
 from agentkit.types import Document, EncodedPrompt
@@ -180,6 +181,36 @@ def test_a_written_answer_follows_the_served_prompt_and_ends() -> None:
             if pack.branch[at] == number and at + 1 < len(pack.ids):
                 follows = pack.ids[at + 1] if pack.branch[at + 1] == number else None
                 assert follows in (token, None)
+
+
+def test_a_choice_that_the_input_gives_is_written_but_not_asked_of_a_head() -> None:
+    values = {
+        "prompt": {"question": "{{ text }}"},
+        "answer": {
+            "kind": "generate",
+            "choice_field": "tone",
+            "choice_given": "{{ mood | default('') }}",
+        },
+        "output": {
+            "type": "object",
+            "properties": {"tone": {"enum": ["calm", "rude"]}, "score": {"type": "number"}},
+            "required": ["tone", "score"],
+        },
+    }
+    rows = [
+        Row({"text": "One.", "mood": "rude"}, {"tone": "rude"}, "a"),
+        Row({"text": "Two."}, {"tone": "calm"}, "b"),
+        Row({"text": "Three, with more words."}, {"tone": "rude"}, "c"),
+    ]
+    (pack,) = packer(values).pack(rows)
+    at = {row: number for number, row in enumerate(pack.rows, start=1)}
+    assert len(at) == 3
+    assert sorted(zip(asked_rows(pack), pack.choice, strict=True)) == [(1, 0), (2, 1)]
+    for row, asked in zip(asked_rows(pack), questions(pack), strict=True):
+        assert set(pack.branch[asked]) == {at[row]}
+        prompt = encode_prompt(TOKENIZER, skill_prompt(FRAME, manifest(values), rows[row].input))
+        assert pack.ids[asked] == list(prompt.ids[prompt.question_start :])
+    assert all(taught(pack, at[row]) for row in range(3))
 
 
 def test_rows_of_two_sources_are_mixed_in_the_same_way_each_time() -> None:
