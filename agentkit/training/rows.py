@@ -68,6 +68,7 @@ def load_rows(spec: TrainSpec, *, skill: Path, data_dir: Path) -> Split:
                 "sha256": digest,
                 "options": dict(source.options),
                 "limit": source.limit,
+                "repeat": source.repeat,
                 "files": {
                     value: _digest([skill / value])
                     for key, value in source.options.items()
@@ -80,6 +81,7 @@ def load_rows(spec: TrainSpec, *, skill: Path, data_dir: Path) -> Split:
     for facts, parts in zip(sources, splits, strict=True):
         for name, rows in zip(("train", "tuning", "holdout"), parts, strict=True):
             facts[f"{name}_rows"] = len(rows)
+    splits = [(kept * s.repeat, t, h) for s, (kept, t, h) in zip(spec.data, splits, strict=True)]
     train, tuning, holdout = (tuple(chain(*parts)) for parts in zip(*splits, strict=True))
     return Split(train, tuning, holdout, tuple(sources))
 

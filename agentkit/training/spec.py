@@ -55,6 +55,8 @@ class DataSpec(_Frozen):
     expected: dict[str, Any] = Field(default_factory=dict)
     limit: int | None = Field(default=None, ge=1)
     """At most so many documents (or rows, where there is no document)."""
+    repeat: int = Field(default=1, ge=1)
+    """How often its training rows are taken, so that a small source counts beside large ones."""
     tuning: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of documents kept out of training, to choose thresholds and to watch progress."""
     holdout: float = Field(default=0.0, ge=0.0, lt=1.0)

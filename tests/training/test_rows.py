@@ -117,6 +117,26 @@ def test_a_source_is_recorded_with_its_digest_and_counts(tmp_path: Path) -> None
     assert again == split
 
 
+def test_only_what_is_trained_on_is_repeated(tmp_path: Path) -> None:
+    rows = [{"input": {"text": str(number)}, "expected": "x"} for number in range(60)]
+    write(tmp_path / "rows.jsonl", rows)
+    write(tmp_path / "other.jsonl", [{"input": {"text": "other"}}])
+    source = DataSpec(path="rows.jsonl", tuning=0.3, holdout=0.2)
+    sources = (source, DataSpec(path="other.jsonl", tuning=0.0))
+    once = load_rows(TrainSpec(data=sources), skill=tmp_path, data_dir=tmp_path)
+    thrice = load_rows(
+        TrainSpec(data=(source.model_copy(update={"repeat": 3}), sources[1])),
+        skill=tmp_path,
+        data_dir=tmp_path,
+    )
+    (own, other) = once.train[:-1], once.train[-1]
+    assert sorted(map(repr, thrice.train)) == sorted(map(repr, [*own * 3, other]))
+    assert own
+    assert (thrice.tuning, thrice.holdout) == (once.tuning, once.holdout)
+    assert [facts["train_rows"] for facts in thrice.sources] == [len(own), 1]
+    assert [facts["repeat"] for facts in thrice.sources] == [3, 1]
+
+
 def test_a_document_that_one_source_measures_on_is_trained_on_by_none(tmp_path: Path) -> None:
     for ask in ("a", "b"):
         rows = [{"input": {"n": ask, "document": f"{LONG} {n}"}} for n in range(30)]
