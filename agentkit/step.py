@@ -387,6 +387,7 @@ def _request(skill: Skill, encoded: EncodedPrompt) -> Request:
                 top_p=limits.top_p,
                 stop=limits.stop,
                 beams=limits.beams,
+                beams_if_stuck=limits.beams_if_stuck,
             ),
             schema=generation_schema(manifest, encoded.prompt),
             choice_field=None if encoded.prompt.chosen else answer.choice_field,

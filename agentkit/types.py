@@ -173,6 +173,9 @@ class Generation:
     stop: tuple[str, ...] = ()
     beams: int = 1
     """Answers that are written side by side, of which the likeliest is given; 1 is greedy."""
+    beams_if_stuck: int = 1
+    """By how many a greedy answer is written again once its schema leaves no likely token; 1 never
+    does. Until then none of its text is told to `on_text`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,8 @@ _KEPT_GRAMMARS = 64
 _FIRST_TRIES, _LATER_TRIES = 12, 2
 _TRIED = 32
 """The best tokens are asked about one by one, so many of them, before the whole mask is made."""
+_STUCK = 7.0
+"""Nats: a token that the model gives less than one in a thousand is not what it has to say."""
 _COMPACT = {
     "item_separator": ",",
     "key_separator": ":",
@@ -174,6 +176,8 @@ class Constraint:
         self._forced = False
         self.done = False
         """Whether the output is complete."""
+        self.stuck = False
+        """Whether the grammar has left nothing to choose that was at all likely."""
         close = vocabulary.shortest_close(matcher, limit, _FIRST_TRIES)
         if close is None:
             raise LimitError(
@@ -200,6 +204,7 @@ class Constraint:
         token = sample(logits) if greedy else None
         if token is None or not self._allows(token):
             token = sample(self._masked(logits))
+            self.stuck = self.stuck or float(logits.logsumexp(-1) - logits[token]) > _STUCK
         return self.take(token)
 
     def best(self, scores: Tensor, count: int) -> list[tuple[int | None, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from agentkit.engine.backbone import Backbone
+from agentkit.engine.decoding import Constraint
 from agentkit.engine.detokenizer import Detokenizer
 from agentkit.engine.job import Job, as_ours
 from agentkit.engine.sampling import Sampler
@@ -45,6 +47,16 @@ class Draft:
         other._constraint = self._constraint.copy() if self._constraint is not None else None
         other._text = self._text.copy()
         return other
+
+    @property
+    def written(self) -> int:
+        """Tokens so far."""
+        return self._written
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the schema has left nothing likely to choose."""
+        return self._constraint is not None and self._constraint.stuck
 
     def begin(self) -> str:
         """Write the tokens that every answer begins with; the text that they release."""
@@ -134,8 +146,10 @@ class Writing(Protocol):
 
 def writing(job: Job, tree: Tree, row: int, backbone: Backbone, cached: int) -> Writing:
     """How a job is written, from a row of its tree that ends with its prompt."""
-    kind = WritingRow if job.request.generation.beams == 1 else Beams
-    return kind(job, tree, row, backbone, cached)
+    beams = job.request.generation.beams
+    if beams > 1:
+        return Beams(job, tree, row, backbone, cached, beams, _WIDTH)
+    return WritingRow(job, tree, row, backbone, cached)
 
 
 @contextmanager
@@ -148,7 +162,11 @@ def _alone(job: Job) -> Iterator[None]:
 
 
 class WritingRow:
-    """Stateful: an answer that is written token by token, each chosen once."""
+    """Stateful: an answer that is written token by token, each chosen once.
+
+    Where a schema forbids all that the model would write next, the way there was the wrong one. The
+    answer is then written again from its start, if the request says by how many beams.
+    """
 
     def __init__(self, job: Job, tree: Tree, row: int, backbone: Backbone, cached: int) -> None:
         self.job = job
@@ -157,28 +175,60 @@ class WritingRow:
         self._draft = Draft(job, backbone)
         self._sample = Sampler(job.request.generation)
         self._cached = cached
+        self._backbone = backbone
+        again = job.request.generation.beams_if_stuck > 1
+        self._start = job.constraint.copy() if job.constraint is not None and again else None
+        """Where the output may begin again."""
+        self._again: Beams | None = None
 
     @property
     def waiting(self) -> list[tuple[int, list[int]]]:
-        return [(self._row, self._draft.next)]
+        return self._again.waiting if self._again else [(self._row, self._draft.next)]
 
     def begin(self) -> list[int]:
         with _alone(self.job):
             self._tell(self._draft.begin())
+        if not self._draft.next:  # there is no token whose logits would be the first
+            self._start = None
         return self._draft.next
 
     def take(self, logits: Tensor) -> None:
+        if self._again is not None:
+            self._again.take(logits)
+            return
         with _alone(self.job):
-            self._tell(self._draft.add(self._draft.choose(logits[0], self._sample)))
+            token = self._draft.choose(logits[0], self._sample)
+            if self._draft.stuck and self._start is not None:
+                self._write_again(self._start)
+            else:
+                self._tell(self._draft.add(token))
 
     def end(self) -> None:
-        self.tree.packed.end(self._row)
+        if self._again is not None:
+            self._again.end()
+        else:
+            self.tree.packed.end(self._row)
+
+    def _write_again(self, start: Constraint) -> None:
+        packed, self.job.constraint = self.tree.packed, start
+        row = packed.fork(self._row, without=self._draft.written)
+        packed.end(self._row)
+        most = self.job.request.generation.beams_if_stuck
+        self._again = Beams(
+            self.job, self.tree, row, self._backbone, self._cached, most, width=math.inf
+        )
+        self._again.begin()
 
     def _tell(self, text: str) -> None:
-        if text and self.job.request.on_text is not None:
-            self.job.request.on_text(text)
-        if self._draft.finish is not None:
-            self.job.finish(self._draft.completion(self._cached))
+        told = self.job.request.on_text
+        finished = self._draft.finish is not None
+        completion = self._draft.completion(self._cached) if finished else None
+        if self._start is not None:
+            text = (completion.text or "") if completion else ""
+        if text and told is not None:
+            told(text)
+        if completion is not None:
+            self.job.finish(completion)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +251,21 @@ class Beams:
     is written once the best finished answer leads.
     """
 
-    def __init__(self, job: Job, tree: Tree, row: int, backbone: Backbone, cached: int) -> None:
+    def __init__(
+        self,
+        job: Job,
+        tree: Tree,
+        row: int,
+        backbone: Backbone,
+        cached: int,
+        most: int,
+        width: float,
+    ) -> None:
+        """At most `most` beams, none of which is `width` nats less likely than the best one."""
         self.job = job
         self.tree = tree
-        self._most = job.request.generation.beams
+        self._most = most
+        self._width = width
         self._beams = [_Beam(Draft(job, backbone), row, 0.0)]
         self._done: tuple[Draft, float] | None = None
         self._cached = cached
@@ -240,7 +301,7 @@ class Beams:
             for token, gain in beam.draft.best(own, self._most)
         ]
         found.sort(key=lambda one: -one[0])
-        least = found[0][0] - _WIDTH
+        least = found[0][0] - self._width
         drafts: list[tuple[_Beam, Draft, float]] = []
         for score, beam, token in found:
             if self._done is not None:

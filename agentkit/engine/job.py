@@ -181,9 +181,11 @@ def _layout(prompt: EncodedPrompt, kind: Kind, skill: LoadedSkill | None) -> tup
 
 
 def _answer_limit(request: Request, total: int, context: int) -> int:
-    wanted, beams = request.generation.max_tokens, request.generation.beams
-    if beams < 1 or (beams > 1 and request.generation.temperature > 0):
-        raise LimitError(f"beams is {beams}; it must be 1 or, at temperature 0, more")
+    wanted, generation = request.generation.max_tokens, request.generation
+    for name in ("beams", "beams_if_stuck"):
+        beams = getattr(generation, name)
+        if beams < 1 or (beams > 1 and generation.temperature > 0):
+            raise LimitError(f"{name} is {beams}; it must be 1 or, at temperature 0, more")
     if not 0 < wanted <= context:
         raise LimitError(f"max_tokens is {wanted}; it must be from 1 to the context's {context}")
     if total >= context:

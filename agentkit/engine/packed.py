@@ -56,16 +56,21 @@ class PackedRows:
         """What acts on these tokens."""
         self._new: list[_New] = []
 
-    def fork(self, row: int | None = None) -> int:
-        """A new row that continues from the prefix, or from `row` as it is now."""
+    def fork(self, row: int | None = None, *, without: int = 0) -> int:
+        """A new row that continues from the prefix, or from `row` as it is now.
+
+        `without` is how many of that row's last tokens it does not see.
+        """
         number, self._next = self._next, self._next + 1
         if row is None:
             seen = np.zeros(len(self._positions), dtype=np.bool_)
             seen[: self._root] = True
         else:
             seen = self._rows[row].copy()
-        self._rows[number] = seen
-        self._lengths[number] = self._root if row is None else self._lengths[row]
+        length = self._root if row is None else self._lengths[row] - without
+        if without:
+            seen[: self._taken] &= self._positions[: self._taken] < length
+        self._rows[number], self._lengths[number] = seen, length
         return number
 
     def append(self, row: int, *pieces: Piece) -> int:

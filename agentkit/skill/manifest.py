@@ -148,10 +148,14 @@ class GenerationDefaults(_Frozen):
     beams: int = Field(default=1, ge=1, le=16)
     """Answers that are written side by side, of which the likeliest is given: surer where the
     skill wavers between a few, and slower by what it wavers. Only at temperature 0."""
+    beams_if_stuck: int = Field(default=1, ge=1, le=16)
+    """By how many an answer is written again from its start once its schema forbids all that the
+    skill would write next, such as a number that the document does not have; 1 goes on with the
+    likeliest token that is allowed, however unlikely. Only at temperature 0."""
 
     @model_validator(mode="after")
     def _searches_or_samples(self) -> GenerationDefaults:
-        if self.beams > 1 and self.temperature > 0:
+        if max(self.beams, self.beams_if_stuck) > 1 and self.temperature > 0:
             raise ValueError("beams search for the likeliest answer: they need temperature 0")
         return self
 

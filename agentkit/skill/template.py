@@ -203,6 +203,7 @@ answer:
 generation:
   max_tokens: 96
   # beams: 4            # write the likeliest of several answers; slower where it wavers
+  # beams_if_stuck: 4   # only where the schema forbids what the skill would write next
 """
 
 _HEAD: Mapping[Kind, str] = MappingProxyType({"choice": _CHOICE, "marks": _MARKS, "text": _TEXT})

@@ -1,5 +1,7 @@
 """Beam search gives the likeliest answer, whoever else is being answered."""
 
+import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -88,6 +90,44 @@ def test_what_beams_write_meets_the_schema_and_the_limit(
         assert completion.finish == "schema"
 
 
+NAMES = {
+    "type": "object",
+    "properties": {"answer": {"type": "string", "pattern": "^(no )+[a-f]{3,12}$"}},
+    "required": ["answer"],
+}
+
+
+def test_an_answer_that_is_stuck_is_written_again(
+    engine: Engine, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentkit.engine.decoding._STUCK", 1.0)
+    greedy = [
+        Request(prompts(question), generation=Generation(max_tokens=40), schema=NAMES)
+        for question in QUESTIONS
+    ]
+    again = [replace(r, generation=replace(r.generation, beams_if_stuck=4)) for r in greedy]
+    plain = [done(engine, request) for request in greedy]
+    revised = [done(engine, request) for request in again]
+    for request, other in zip(greedy, revised, strict=True):
+        assert other.finish == "schema"
+        assert re.fullmatch('{"answer":"(no )+[a-f]{3,12}"}', other.text or "")
+        assert other.usage.completion_tokens <= 40
+        with monkeypatch.context() as wide:  # from the start, by beams that are never given up
+            wide.setattr("agentkit.engine.generation._WIDTH", math.inf)
+            beams = replace(request, generation=replace(request.generation, beams=4))
+            assert done(engine, beams).text == other.text
+    assert any(one.text != other.text for one, other in zip(plain, revised, strict=True))
+    # Whoever else is being answered, and told as a whole.
+    told: list[list[str]] = [[] for _ in again]
+    heard = [replace(r, on_text=said.append) for r, said in zip(again, told, strict=True)]
+    together = engine.run([*heard, *greedy])
+    assert [one.text for one in together] == [one.text for one in (*revised, *plain)]
+    assert told == [[one.text] for one in revised]
+    # What is not stuck is left as it is.
+    monkeypatch.setattr("agentkit.engine.decoding._STUCK", 1e9)
+    assert [done(engine, request).text for request in again] == [one.text for one in plain]
+
+
 def test_one_that_breaks_off_leaves_the_others_as_they_are(
     engine: Engine, prompts: Prompts
 ) -> None:
@@ -100,7 +140,14 @@ def test_one_that_breaks_off_leaves_the_others_as_they_are(
     assert fine.text == done(engine, calm).text
 
 
-@pytest.mark.parametrize("generation", [Generation(beams=0), Generation(beams=2, temperature=0.5)])
+@pytest.mark.parametrize(
+    "generation",
+    [
+        Generation(beams=0),
+        Generation(beams=2, temperature=0.5),
+        Generation(beams_if_stuck=2, temperature=0.5),
+    ],
+)
 def test_beams_that_cannot_be_are_refused(
     engine: Engine, prompts: Prompts, generation: Generation
 ) -> None:

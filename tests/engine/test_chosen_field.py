@@ -46,17 +46,24 @@ def judge(
     return skill
 
 
-@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize(("beams", "if_stuck"), [(1, 1), (4, 1), (1, 4)])
 @pytest.mark.parametrize("required", [["tone", "said"], ["said"]])
 def test_the_head_chooses_and_the_rest_is_written_to_fit(
-    engine: Engine, judge: Skill, prompts: Prompts, beams: int, required: list[str]
+    engine: Engine,
+    judge: Skill,
+    prompts: Prompts,
+    beams: int,
+    if_stuck: int,
+    required: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("agentkit.engine.decoding._STUCK", 1.0)
     schema = {**SCHEMA, "required": required}  # what was chosen is said, required or not
     for question in QUESTIONS:
         request = Request(
             prompts(question),
             adapter=judge.digest,
-            generation=Generation(max_tokens=40, beams=beams),
+            generation=Generation(max_tokens=40, beams=beams, beams_if_stuck=if_stuck),
             schema=schema,
             choice_field="tone",
         )

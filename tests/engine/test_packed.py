@@ -36,6 +36,22 @@ def check_packed_equals_alone(backbone: Backbone) -> None:
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
+def test_a_fork_without_the_last_tokens_goes_on_from_before_them(backbone: Backbone) -> None:
+    with torch.inference_mode():
+        slots = Slots(backbone.modules)
+        rows = PackedRows(read_prefix(backbone, PREFIX), room=100)
+        row = rows.fork()
+        for ids in ([7, 8], [9, 10, 11], [12]):
+            rows.append(row, (None, ids))
+            hidden_states(backbone, slots, rows)
+        again = rows.fork(row, without=4)
+        rows.end(row)
+        end = rows.append(again, (None, [20, 21]))
+        found = hidden_states(backbone, slots, rows)[end - 1 : end + 1]
+        expected = alone(backbone, [*PREFIX, 7, 8, 20, 21])[-2:]
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_packed_branches_equal_separate_ones(tiny: TinyBackbone, attention: str) -> None:
     check_packed_equals_alone(load_backbone(tiny.path, attention=attention))
