@@ -69,11 +69,7 @@ def load_rows(spec: TrainSpec, *, skill: Path, data_dir: Path) -> Split:
                 "options": dict(source.options),
                 "limit": source.limit,
                 "repeat": source.repeat,
-                "files": {
-                    value: _digest([skill / value])
-                    for key, value in source.options.items()
-                    if key in _FILES and value
-                },
+                "files": {name: _digest([skill / name]) for name in _option_files(source)},
             }
         )
     measured = {row.group for _, tuned, held in splits for row in (*tuned, *held)}
@@ -84,6 +80,16 @@ def load_rows(spec: TrainSpec, *, skill: Path, data_dir: Path) -> Split:
     splits = [(kept * s.repeat, t, h) for s, (kept, t, h) in zip(spec.data, splits, strict=True)]
     train, tuning, holdout = (tuple(chain(*parts)) for parts in zip(*splits, strict=True))
     return Split(train, tuning, holdout, tuple(sources))
+
+
+def own_files(source: DataSpec, skill: Path) -> list[Path]:
+    """The files of a source that are not a public data set's."""
+    rows = [source.path] if source.path and not source.dataset else []
+    return [skill / name for name in (*rows, *_option_files(source))]
+
+
+def _option_files(source: DataSpec) -> list[str]:
+    return [value for key, value in source.options.items() if key in _FILES and value]
 
 
 def rows_from_jsonl(path: Path) -> list[Row]:

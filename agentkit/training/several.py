@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from agentkit.errors import InputError
+from agentkit.errors import AgentkitError, InputError
+from agentkit.training.rows import own_files
+from agentkit.training.spec import load_train_spec
 
 
 def train_each(
@@ -52,8 +54,12 @@ def train_each(
 
 
 def _says(folder: Path) -> str:
-    """A digest of what a folder is trained by."""
-    return _digest(map(_bytes, (folder / f for f in ("train.yaml", "skill.yaml", "SKILL.md"))))
+    """A digest of what a folder is trained by, public data sets apart."""
+    files = [folder / name for name in ("train.yaml", "skill.yaml", "SKILL.md")]
+    with suppress(AgentkitError, OSError):  # the training says what is wrong with it
+        for source in load_train_spec(folder / "train.yaml").data:
+            files += own_files(source, folder)
+    return _digest(map(_bytes, files))
 
 
 def _made(folder: Path) -> str:

@@ -118,6 +118,40 @@ def test_of_several_skills_those_that_are_done_are_not_trained_again(tmp_path: P
     assert tried[12:] == ["first", "second", "third"]
 
 
+@pytest.mark.parametrize("changed", ["rows.jsonl", "sure/words.jsonl"])
+def test_a_skill_whose_own_data_changed_is_not_done(tmp_path: Path, changed: str) -> None:
+    """The second of two breaks off, and the first one's data is mended before the next start."""
+    for name in ("sure", "broken"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "sure" / "train.yaml").write_text(
+        "data:\n  - path: ../rows.jsonl\n"
+        "  - {dataset: cuad_sentences, options: {words: words.jsonl}}\n"
+    )
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    (tmp_path / "sure" / "words.jsonl").write_text("{}\n")
+    tried: list[str] = []
+
+    def one(folder: Path) -> Path:
+        tried.append(folder.name)
+        if folder.name == "broken":
+            raise InputError("no rows")
+        (folder / "metrics.json").write_text("{}")
+        (folder / "head.safetensors").write_bytes(b"")
+        return folder
+
+    def both() -> None:
+        folders = [tmp_path / "sure", tmp_path / "broken"]
+        with pytest.raises(InputError, match="no rows"):
+            train_each(folders, one, notes=tmp_path / "notes", named="", said=print)
+
+    both()
+    both()
+    assert tried == ["sure", "broken", "broken"]
+    (tmp_path / changed).write_text('{"more": 1}\n')
+    both()
+    assert tried[3:] == ["sure", "broken"]
+
+
 def test_two_folders_of_one_name_are_not_trained_together(tmp_path: Path) -> None:
     folders = [tmp_path / "a" / "same", tmp_path / "b" / "same"]
     with pytest.raises(InputError, match="two folders are called same"):
