@@ -19,7 +19,7 @@ BENCHMARKS = {
     "main_job": "main_job.py",
     "contract_review": "contract_review.py",
     "skills_review": "skills.py --skill compliance-review",
-    "skills_parsing": "skills.py --skill contract-parsing --documents 20",
+    "skills_parsing": "skills.py --skill contract-parsing",
     "skills_reporting": "skills.py --skill reporting",
     "unseen_rules": "unseen_rules.py --folds 1 --minutes 40 --limit 120",
     "routing": "routing.py",
