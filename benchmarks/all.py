@@ -43,6 +43,7 @@ WHOLE = (
     "contract_review",
     "retrieval_effect",
     "staged",
+    "training",
     "decoding",
     "concurrency",
 )
