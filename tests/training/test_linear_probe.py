@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -13,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
-from agentkit.adapters.heads import LinearProbe, build_head
+from agentkit.adapters.heads import LinearProbe, build_head, top_odds
 from agentkit.errors import AdapterError, InputError, SkillError
-from agentkit.training.linear_probe import fit_probe, token_words
+from agentkit.evaluation.classes import calibration_error
+from agentkit.training.linear_probe import _trust, fit_probe, token_words
 from agentkit.training.model import probed_features
 from agentkit.training.packs import Pack
 from agentkit.training.rows import Row
@@ -153,7 +155,7 @@ def test_only_how_sure_the_first_choice_is_changes(slope: float, shift: float) -
 
 
 def test_a_probe_is_as_often_right_as_it_is_sure() -> None:
-    """A sixth of the labels say what is not so, and no temperature alone makes up for that."""
+    """Though a sixth of the labels say what is not so."""
     kept = Kept()
     packs, unseen = kept.packs(120, seed=1, noise=2.0), kept.packs(120, seed=3, noise=2.0)
     random = torch.Generator().manual_seed(5)
@@ -168,6 +170,27 @@ def test_a_probe_is_as_often_right_as_it_is_sure() -> None:
     right = (said.argmax(1) == gold).float()
     assert float(right.mean()) > 0.75
     assert abs(float(said.max(1).values.mean() - right.mean())) < 0.05
+
+
+def test_a_first_choice_that_is_too_sure_when_it_is_sure_is_mended() -> None:
+    """Too sure where it is sure and not sure enough elsewhere, as no temperature can mend."""
+    random = torch.Generator().manual_seed(6)
+    logits = 2 * torch.randn(4000, 50, generator=random)
+    odds = top_odds(logits)[:, 0]
+    right = torch.rand(4000, generator=random) < torch.sigmoid(0.5 * odds + 0.2)
+    first = logits.argmax(1)
+    gold = torch.where(right, first, (first + 1) % 50)
+    probe = LinearProbe(HIDDEN, 50)
+
+    def error(said: torch.Tensor) -> float:
+        sure = said[2000:].softmax(-1).max(1).values.double().numpy()
+        found = calibration_error(sure, right[2000:].double().numpy(), np.ones(2000))
+        assert found is not None
+        return found
+
+    best = min(error(logits / heat) for heat in torch.logspace(-1, 1, 60))
+    _trust(probe, logits[:2000], gold[:2000])
+    assert error(probe.calibrated(logits)) < 0.6 * best
 
 
 def test_what_was_always_right_is_not_certain() -> None:
