@@ -27,7 +27,7 @@ def write_record(folder: Path, manifest: Manifest, metrics: dict[str, Any]) -> N
 def _card(manifest: Manifest, metrics: dict[str, Any]) -> str:
     training, backbone = metrics["training"], metrics["backbone"]
     sources = "\n".join(
-        f"| {s['source']} | {s['license']} | {s['train_rows']} | {s['tuning_rows']} "
+        f"| {s['source']} | {s['license']} | {_rows(s)} | {s['tuning_rows']} "
         f"| `{s['sha256'][:12]}` |"
         for s in metrics["data"]
     )
@@ -67,6 +67,11 @@ All figures, versions and settings are in `metrics.json`; `training.svg` is the 
 English only. The adapter answers for the kind of documents in the table; what it says of others is
 unmeasured. It is an aid to a reader, not legal advice.
 """
+
+
+def _rows(source: dict[str, Any]) -> str:
+    times = source.get("repeat", 1)
+    return f"{source['train_rows']}" + (f", each taken {times} times" if times > 1 else "")
 
 
 def _passes(metrics: dict[str, Any]) -> str:

@@ -12,7 +12,8 @@ from agentkit.training.record import write_record
 
 METRICS: dict[str, Any] = {
     "backbone": {"name": "small", "license": "MIT", "fingerprint": "f" * 64},
-    "training": {"method": "lora", "rank": 4, "layers": "all", "epochs": 2.0, "packs_per_step": 2},
+    "training": {"method": "lora", "rank": 4, "layers": "all", "epochs": 2.0, "packs_per_step": 2}
+    | {"max_minutes": None},
     "data": [
         {"source": "rows", "license": "MIT", "train_rows": 9, "tuning_rows": 1, "sha256": "a" * 64}
     ],
@@ -43,3 +44,18 @@ def test_a_card_says_how_many_epochs_there_were(
     write_record(tmp_path, manifest, METRICS | {"training": training, "loss": history})
     card = " ".join((tmp_path / "README.md").read_text(encoding="utf-8").split())
     assert f"layers all, {said} epochs of 12,345 tokens in 10 minutes" in card
+
+
+@pytest.mark.parametrize(
+    ("repeat", "said"), [({}, "9"), ({"repeat": 1}, "9"), ({"repeat": 3}, "9, each taken 3 times")]
+)
+def test_a_card_says_how_often_rows_were_taken(
+    tmp_path: Path, repeat: dict[str, int], said: str
+) -> None:
+    (source,) = METRICS["data"]
+    write_record(
+        tmp_path,
+        Manifest(name="x", description="Does it."),
+        METRICS | {"data": [source | repeat], "loss": []},
+    )
+    assert f"| MIT | {said} | 1 |" in (tmp_path / "README.md").read_text(encoding="utf-8")
