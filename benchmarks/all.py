@@ -21,7 +21,7 @@ BENCHMARKS = {
     "skills_review": "skills.py --skill compliance-review",
     "skills_parsing": "skills.py --skill contract-parsing",
     "skills_reporting": "skills.py --skill reporting",
-    "unseen_rules": "unseen_rules.py --folds 1 --minutes 40 --limit 120",
+    "unseen_rules": "unseen_rules.py --folds 4 --minutes 40 --limit 120",
     "routing": "routing.py",
     "retrieval": "retrieval.py",
     "retrieval_effect": "retrieval.py --effect 5",
