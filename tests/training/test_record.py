@@ -12,8 +12,14 @@ from agentkit.training.record import write_record
 
 METRICS: dict[str, Any] = {
     "backbone": {"name": "small", "license": "MIT", "fingerprint": "f" * 64},
-    "training": {"method": "lora", "rank": 4, "layers": "all", "epochs": 2.0, "packs_per_step": 2}
-    | {"max_minutes": None},
+    "training": {
+        "method": "lora",
+        "rank": 4,
+        "layers": "all",
+        "epochs": 2.0,
+        "packs_per_step": 2,
+        "max_minutes": None,
+    },
     "data": [
         {"source": "rows", "license": "MIT", "train_rows": 9, "tuning_rows": 1, "sha256": "a" * 64}
     ],
