@@ -78,7 +78,7 @@ def _peak_begun_anew() -> bool:
     held = _held()
     with suppress(OSError):
         _RESET.write_text("5", encoding="ascii")
-        # Some take the request and do nothing.
+        # That it was written is no proof that it was done.
         return 0 < _peak() <= 1.05 * held
     return False
 
