@@ -37,6 +37,8 @@ def load_frozen(folder: Path, spec: TrainSpec, device: torch.device = _CPU) -> A
     model.train(False)
     use_block_attention(model)
     decoder = decoder_of(model)
+    if spec.quantization == "nf4":
+        _keep_trainable(decoder)
     if spec.quantization == "int8":
         quantize_layers(decoder)
     return model if spec.quantization == "nf4" else model.to(device)
@@ -67,3 +69,15 @@ def _nf4(spec: TrainSpec) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, spec.dtype),
     )
+
+
+def _keep_trainable(decoder: Any) -> None:
+    """Keep four-bit layers in the layout that has gradients.
+
+    On a CPU with AVX512-BF16 bitsandbytes lays a layer out anew when it is first read without
+    gradients, as in the measuring before a training, and no gradient passes through it from then
+    on: what adapters below it learn from would be wrong.
+    """
+    for module in decoder.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

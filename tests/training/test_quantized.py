@@ -109,6 +109,44 @@ def test_a_skill_learns_on_a_quantised_backbone_and_says_so(
     assert trained.metrics["peak_memory_bytes"] > 0
 
 
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+def test_four_bit_layers_have_gradients_after_they_were_read_without(
+    tiny_backbone: TinyBackbone,
+) -> None:
+    """On some processors bitsandbytes lays read layers out anew, and then they have none."""
+    spec = TrainSpec(data=({"path": "x"},), dtype="float32", rank=4, quantization="nf4")
+    ids = torch.randint(20, 390, (1, 40), generator=torch.Generator().manual_seed(1))
+    mask = torch.zeros(1, 1, 40, 40).masked_fill_(~torch.ones(40, 40).tril().bool(), -1e9)
+    found = []
+    for read_before in (False, True):
+        model = load_frozen(tiny_backbone.path, spec)
+        torch.manual_seed(3)
+        attach(model, spec, range(1, 4), ())
+        if read_before:
+            with torch.no_grad():
+                model.model(input_ids=ids, attention_mask=mask)
+        model.model(input_ids=ids, attention_mask=mask).last_hidden_state.sum().backward()
+        trained = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+        assert all(gradient is not None for gradient in trained.values())
+        found.append(torch.cat([gradient.flatten() for gradient in trained.values()]))
+    assert found[0].norm() > 0
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+@pytest.mark.parametrize("method", ["lora", "hybrid", "bottleneck", "alora"])
+def test_a_skill_learns_on_a_four_bit_backbone(
+    make_toy: Callable[..., Any], tmp_path: Path, method: str
+) -> None:
+    toy = make_toy("likelihood", tmp_path, steps=20, quantization="nf4", method=method)
+    trained = train_skill(
+        toy.folder, settings=toy.settings, data_dir=toy.folder, console=Console(quiet=True)
+    )
+    losses = [entry["loss"] for entry in trained.metrics["loss"]]
+    assert losses[-1] < losses[0]
+    assert trained.metrics["training"]["quantization"] == "nf4"
+
+
 def test_what_cannot_be_quantised_says_why(make_toy: Callable[..., Any], tmp_path: Path) -> None:
     toy = make_toy("likelihood", tmp_path, quantization="nf4")
     if find_spec("bitsandbytes") is None:
