@@ -39,7 +39,7 @@ def load_frozen(folder: Path, spec: TrainSpec, device: torch.device = _CPU) -> A
     decoder = decoder_of(model)
     if spec.quantization == "nf4":
         _keep_trainable(decoder)
-    if spec.quantization == "int8":
+    elif spec.quantization == "int8":
         quantize_layers(decoder)
     return model if spec.quantization == "nf4" else model.to(device)
 
