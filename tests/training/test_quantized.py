@@ -110,16 +110,16 @@ def test_a_skill_learns_on_a_quantised_backbone_and_says_so(
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
-def test_four_bit_layers_have_gradients_after_they_were_read_without(
-    tiny_backbone: TinyBackbone,
-) -> None:
+def test_four_bit_layers_have_gradients_after_they_were_read_without(tmp_path: Path) -> None:
     """On some processors bitsandbytes lays read layers out anew, and then they have none."""
+    # It does so with widths that 32 divides, and stops at others.
+    backbone = TinyBackbone.create(tmp_path / "backbone", hidden=128)
     spec = TrainSpec(data=({"path": "x"},), dtype="float32", rank=4, quantization="nf4")
     ids = torch.randint(20, 390, (1, 40), generator=torch.Generator().manual_seed(1))
     mask = torch.zeros(1, 1, 40, 40).masked_fill_(~torch.ones(40, 40).tril().bool(), -1e9)
     found = []
     for read_before in (False, True):
-        model = load_frozen(tiny_backbone.path, spec)
+        model = load_frozen(backbone.path, spec)
         torch.manual_seed(3)
         attach(model, spec, range(1, 4), ())
         if read_before:
