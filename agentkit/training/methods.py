@@ -147,6 +147,8 @@ class Attached:
             of_peft: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         # A path of the machine that trained says nothing elsewhere; the fingerprint says which.
         of_peft |= {"base_model_name_or_path": None, "inference_mode": True}
+        if isinstance(modules := of_peft.get("target_modules"), list):
+            of_peft["target_modules"] = sorted(modules)  # PEFT keeps a set: no order of its own
         if not of_ours:
             return of_peft
         return {"peft_type": "HYBRID", "lora": of_peft, "bottleneck": of_ours}

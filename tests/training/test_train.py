@@ -179,6 +179,12 @@ def test_nothing_it_leaves_names_the_machine(done: Done) -> None:
     assert config["layers_to_transform"] == [2, 3]
 
 
+def test_an_adapter_names_its_modules_in_order(done: Done) -> None:
+    modules = json.loads((done.toy.folder / "adapter_config.json").read_text())["target_modules"]
+    assert len(modules) > 1
+    assert modules == sorted(modules)
+
+
 def test_the_adapter_remembers_its_backbone(done: Done, tiny_backbone: TinyBackbone) -> None:
     with safe_open(done.toy.folder / "adapter_model.safetensors", framework="pt") as file:
         assert file.metadata()[BACKBONE_KEY] == tiny_backbone.fingerprint
