@@ -56,7 +56,7 @@ class Mark:
 
 def check_input(manifest: Manifest, input: Json) -> None:
     """Raise `InputError` unless `input` meets the skill's input schema."""
-    if problem := _problem(manifest.input, input):
+    if problem := problem_with(manifest.input, input):
         raise InputError(
             f"the input does not fit: {problem}",
             where=f"skill {manifest.name}",
@@ -66,7 +66,7 @@ def check_input(manifest: Manifest, input: Json) -> None:
 
 def fits(manifest: Manifest, input: Json) -> bool:
     """Whether `input` meets the skill's input schema; a skill that takes a text takes anything."""
-    return manifest.input.get("type") == "string" or _problem(manifest.input, input) is None
+    return manifest.input.get("type") == "string" or problem_with(manifest.input, input) is None
 
 
 def gives(manifest: Manifest, fields: Sequence[str] | None) -> bool:
@@ -125,7 +125,7 @@ def to_output(manifest: Manifest, answers: Sequence[Answered], *, all_scores: bo
         output = _choice_output(answer, answers, all_scores)
     else:
         output = _written_output(manifest, answers[0])
-    if problem := _problem(manifest.output, output):
+    if problem := problem_with(manifest.output, output):
         raise OutputError(
             f"the answer does not meet the output schema: {problem}",
             where=f"skill {manifest.name}",
@@ -332,7 +332,7 @@ def _validator(schema: str) -> Draft202012Validator:
     return Draft202012Validator(json.loads(schema))
 
 
-def _problem(schema: Mapping[str, Json], value: Json) -> str | None:
+def problem_with(schema: Mapping[str, Json], value: Json) -> str | None:
     """The first thing wrong with a value, with its place, or None."""
     validator = _validator(json.dumps(filled_schema(schema), sort_keys=True))
     for error in validator.iter_errors(value):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agentkit.advise.rules import SIZES
 from agentkit.errors import InputError
 
 
@@ -70,8 +71,8 @@ def _of_training(record: Mapping[str, Any], file: Path, method: str) -> list[Mea
         return []
     rows = sum(int(source.get("train_rows", 0)) for source in record.get("data", ()))
     what = (
-        f"{file.parent.name}: {method}, layers {training.get('layers')}, rank "
-        f"{training.get('rank')}, {rows:,} rows"
+        f"{file.parent.name}: {method}, layers {training.get('layers')}, "
+        f"{_size(training, method)}{rows:,} rows"
     )
     before = tuning.get("untrained") or {}
     figures = [
@@ -83,3 +84,10 @@ def _of_training(record: Mapping[str, Any], file: Path, method: str) -> list[Mea
     if "peak_memory_bytes" in record:
         cost.append(f"{float(record['peak_memory_bytes']) / 1e9:.1f} GB")
     return [Measured(str(file), what, ", ".join([*figures, *cost]))]
+
+
+def _size(training: Mapping[str, Any], method: str) -> str:
+    """The settings that are the method's size: a record has those of all methods."""
+    return "".join(
+        f"{name.replace('_', ' ')} {training.get(name)}, " for name in SIZES.get(method, ())
+    )

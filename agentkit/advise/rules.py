@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from agentkit.advise.memory import way
 from agentkit.advise.situation import Situation
 from agentkit.types import Json
 
@@ -22,6 +23,15 @@ class Advice:
     value: Json
     reason: str
 
+
+SIZES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("lora", "dora", "alora"), ("rank",)),
+    "bottleneck": ("reduction_factor",),
+    "hybrid": ("rank", "reduction_factor"),
+    "prefix": ("virtual_tokens",),
+    "head": (),
+}
+"""What sets the size of what each method trains."""
 
 Holds: TypeAlias = Callable[[Situation], bool]
 Value: TypeAlias = Callable[[Situation], Json]
@@ -46,8 +56,7 @@ def _upper_third(s: Situation) -> str:
 
 
 def _head_alone(s: Situation) -> bool:
-    own = s.deployment == "agentkit" and s.answer != "text" and s.rows >= 200
-    return own and s.memory < 1.5 * s.weights + 0.25
+    return not way(s).adapter
 
 
 def _prefix(s: Situation) -> bool:
@@ -57,6 +66,20 @@ def _prefix(s: Situation) -> bool:
 
 def _recomputed(s: Situation) -> bool:
     return s.memory < 6 * s.weights + 1
+
+
+def _worth_trials(s: Situation) -> bool:
+    # Trials keep their activations, whatever checkpointing says.
+    return s.rows >= 1000 and s.updates in ("rarely", "monthly") and not _recomputed(s)
+
+
+def _method(s: Situation) -> str:
+    return str(next(r.value(s) for r in RULES if r.setting == "method" and r.holds(s)))
+
+
+def _without(size: str) -> Holds:
+    """Whether the method's size is not set by this."""
+    return lambda s: size not in SIZES[_method(s)]
 
 
 RULES: tuple[Rule, ...] = (
@@ -102,7 +125,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "method",
-        lambda s: s.gpu and s.rows >= 5000 and s.memory >= 3 * s.weights + 0.5,
+        lambda s: s.gpu and s.rows >= 5000 and way(s).quantization is None,
         lambda s: "dora",
         "LoRA with magnitudes trained apart comes nearer to full fine-tuning at the same size; it "
         "trains a little slower, which a GPU hides",
@@ -139,7 +162,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "layers",
-        lambda s: s.rows >= 1000 and s.updates in ("rarely", "monthly"),
+        _worth_trials,
         lambda s: "auto",
         "there are rows enough to measure which layers matter; those below the chosen ones are "
         "computed once",
@@ -151,6 +174,34 @@ RULES: tuple[Rule, ...] = (
         "the upper third: the states below are computed once and every epoch trains on the rest "
         "alone, and few rows teach few layers",
     ),
+    Rule("virtual_tokens", _without("virtual_tokens"), lambda s: None, ""),
+    Rule(
+        "virtual_tokens",
+        lambda s: s.rows < 1000,
+        lambda s: 8,
+        "fewer than 1,000 rows; each takes a token's place in every reading",
+    ),
+    Rule(
+        "virtual_tokens",
+        _always,
+        lambda s: 16,
+        "rows enough to fill them; each takes a token's place in every reading",
+    ),
+    Rule("reduction_factor", _without("reduction_factor"), lambda s: None, ""),
+    Rule(
+        "reduction_factor",
+        lambda s: s.rows < 1000,
+        lambda s: 32,
+        "fewer than 1,000 rows: a wider bottleneck learns them by heart",
+    ),
+    Rule(
+        "reduction_factor",
+        lambda s: s.rows < 20_000 or s.tasks >= 100,
+        lambda s: 16,
+        "enough for most tasks; a smaller one costs memory with every skill",
+    ),
+    Rule("reduction_factor", _always, lambda s: 8, "20,000 rows and more can fill it"),
+    Rule("rank", _without("rank"), lambda s: None, ""),
     Rule(
         "rank",
         lambda s: s.rows < 200,
@@ -209,11 +260,23 @@ RULES: tuple[Rule, ...] = (
     Rule("start_from", _always, lambda s: None, ""),
     Rule(
         "search",
-        lambda s: s.gpu and s.rows >= 1000 and s.updates in ("rarely", "monthly"),
+        lambda s: not (s.gpu and _worth_trials(s)) or _head_alone(s),
+        lambda s: None,
+        "",
+    ),
+    Rule(
+        "search",
+        _without("rank"),
+        lambda s: {"minutes": 60, "rank": []},
+        "trials of the learning rate are cheap on a GPU, and what they find is kept until the next "
+        "training; this method has no rank",
+    ),
+    Rule(
+        "search",
+        _always,
         lambda s: {"minutes": 60},
         "trials are cheap on a GPU, and what they find is kept until the next training",
     ),
-    Rule("search", _always, lambda s: None, ""),
     Rule(
         "data.tuning",
         lambda s: (s.documents or s.rows) < 50,
@@ -250,13 +313,13 @@ RULES: tuple[Rule, ...] = (
     Rule("dtype", _always, lambda s: "bfloat16", "as exact as training needs, in half the memory"),
     Rule(
         "quantization",
-        lambda s: s.gpu and s.memory < min(s.weights + 1, 3 * s.weights + 0.5),
+        lambda s: way(s).quantization == "nf4",
         lambda s: "nf4",
         "not even eight bits of each weight would leave room for activations; needs bitsandbytes",
     ),
     Rule(
         "quantization",
-        lambda s: s.memory < 3 * s.weights + 0.5 and not _head_alone(s),
+        lambda s: way(s).quantization == "int8",
         lambda s: "int8",
         "in bfloat16 weights and activations would not fit the memory",
     ),
@@ -287,7 +350,10 @@ RULES: tuple[Rule, ...] = (
 
 
 def advise(situation: Situation) -> list[Advice]:
-    """What the rules say, a setting each, in the table's order. Raises `InputError`."""
+    """What the rules say, a setting each, in the table's order.
+
+    Raises `InputError` for what cannot be, and where no way to train fits the memory.
+    """
     situation.check()
     decided: dict[str, Advice | None] = {}
     for rule in RULES:
@@ -300,10 +366,14 @@ def advise(situation: Situation) -> list[Advice]:
 
 
 def train_settings(advice: Iterable[Advice]) -> dict[str, Json]:
-    """The part of the advice that stands in `train.yaml` word for word."""
+    """The part of the advice that stands in `train.yaml` word for word.
+
+    Without `start_from`: the folder that it names has to be trained first.
+    """
     known = (
-        *("method", "layers", "rank", "epochs", "packs_per_step", "pack_tokens"),
-        *("dtype", "quantization", "checkpointing"),
+        *("method", "layers", "virtual_tokens", "reduction_factor", "rank", "search", "epochs"),
+        *("packs_per_step", "pack_tokens", "dtype", "quantization", "checkpointing"),
     )
     settings = {one.setting: one.value for one in advice if one.setting in known}
-    return settings | {"alpha": 2 * int(settings["rank"])}
+    rank = settings.get("rank")
+    return settings | ({} if rank is None else {"alpha": 2 * int(rank)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -48,15 +49,20 @@ class Situation:
 
     def check(self) -> None:
         """Raise `InputError` for what cannot be."""
-        least = {
+        least: dict[str, tuple[float, int]] = {
             "rows": (self.rows, 1),
             "tasks": (self.tasks, 1),
             "documents": (1 if self.documents is None else self.documents, 1),
             "document-tokens": (self.document_tokens, 1),
+            "parameters": (self.parameters, 1),
             "layers": (self.layers, 3),
         }
         for name, (value, bound) in least.items():
-            if value < bound:
-                raise InputError(f"must be at least {bound}, not {value}", where=f"--{name}")
-        if self.memory <= 0 or self.parameters <= 0:
-            raise InputError("must be more than 0", where="--memory, --parameters")
+            if not (math.isfinite(value) and value >= bound):
+                raise InputError(
+                    f"must be a number of at least {bound}, not {value}", where=f"--{name}"
+                )
+        if not (math.isfinite(self.memory) and self.memory > 0):
+            raise InputError(
+                f"must be a number of gigabytes above 0, not {self.memory}", where="--memory"
+            )

@@ -43,7 +43,7 @@ class Answer(StrEnum):
 
 
 _METHODS = Path("out/benchmarks/methods.json")
-"""What `benchmarks/methods.py` measured, where it was run."""
+"""Where the figures of `benchmarks/methods.py` are read from, under the working folder."""
 _TOKEN_CHARACTERS = 4.5
 """Of English in a usual vocabulary."""
 
@@ -126,7 +126,12 @@ def advise(
         typer.echo()
         print_table(("measured", "figures"), [(one.what, one.value) for one in figures])
     else:
-        say(f"no figures of {settings['method']} were found to go with it")
+        say(
+            f"no figures of {settings['method']} were found: they are read from the installed "
+            f"skills, from --measured, and from {_METHODS} in this folder, which in a checkout is "
+            f"written by: mkdir -p {_METHODS.parent} && "
+            f"python benchmarks/methods.py --json {_METHODS}"
+        )
 
 
 def _counted(data: Path) -> tuple[int, int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from hashlib import sha256
@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     from agentkit.training.rows import Row
 
 FAILED, SOME_FAILED = 1, 3
+_SHOWN = 3
+"""So many of the rows that failed are named."""
+_BASE_HEAD = (
+    "base is read by the skill's own task head, trained with its adapter: a head trained for the "
+    "bare backbone would do better (agentkit train --out DIR --with method=head)"
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +50,13 @@ def evaluate(
         bool, typer.Option(help="Lower the thresholds of the written predictions to zero.")
     ] = False,
     base: Annotated[
-        bool, typer.Option("--base", help="Compare with the bare backbone, scored the same way.")
+        bool,
+        typer.Option(
+            "--base",
+            help="Compare with the bare backbone, scored the same way. It is read by the skill's "
+            "own task head: one that was trained with the adapter gives lower figures there than "
+            "a head trained for the backbone would.",
+        ),
     ] = False,
     against: Annotated[
         str | None,
@@ -78,6 +90,7 @@ def evaluate(
     """
     from agentkit.evaluation.evaluate import evaluate as measure
     from agentkit.evaluation.evaluate import text_reader
+    from agentkit.evaluation.report import check_floors
     from agentkit.evaluation.scoring import scorable
     from agentkit.kit import Kit
 
@@ -85,28 +98,31 @@ def evaluate(
     learnt = _rows(train_data) if train_data is not None else []
     if baseline and not learnt:
         raise InputError("a baseline learns from rows", hint="give them with --train-data")
-    if predictions is not None and not predictions.absolute().parent.is_dir():
-        raise InputError("no such folder", where=str(predictions.parent), hint="make it first")
+    _check_outputs(predictions, out)
     with ExitStack() as open_, Kit(settings_from(set_), skills=skills or ()) as kit:
         if skill not in kit.skills:
             raise InputError(
                 f"there is no skill {skill!r}", hint=f"installed: {', '.join(kit.skills)}"
             )
         chosen = kit.skills[skill]
-        if predictions is None and not any(scorable(chosen.manifest, r.expected) for r in rows):
+        if any(scorable(chosen.manifest, row.expected) for row in rows):
+            check_floors(chosen.manifest)
+        elif predictions is None:
             raise InputError(
                 "no row says what is right",
                 where=str(data),
                 hint='give rows an "expected", or ask for --predictions',
             )
         compared = _predictors(kit, open_, chosen, base, against, learnt if baseline else [])
+        if base and _shaped_head(chosen):
+            say(_BASE_HEAD, label="note")
         writer = open_.enter_context(_InOrder(predictions)) if predictions else None
 
-        failed = 0
+        errors: dict[int, str] = {}
 
         def took(at: int, prediction: Prediction) -> None:
-            nonlocal failed
-            failed += prediction.error is not None
+            if prediction.error is not None:
+                errors[at] = prediction.error
             if writer is not None:
                 writer.put(at, _as_json(prediction, all_scores))
 
@@ -124,7 +140,8 @@ def evaluate(
             )
         backbone = {"name": kit.settings.backbone, "fingerprint": kit.engine.fingerprint}
     if predictions is not None:
-        say(f"{len(rows)} rows, {failed} failed -> {predictions}")
+        say(f"{len(rows)} rows, {len(errors)} failed -> {predictions}")
+    _say_failed(errors, len(rows))
     floors = evaluation.floors(chosen.manifest) if evaluation else []
     if evaluation is not None:
         record = {
@@ -139,9 +156,9 @@ def evaluate(
     missed = [floor for floor in floors if not floor.met]
     for floor in missed:
         say(str(floor), label="floor missed", style="red")
-    if missed or failed == len(rows):
+    if missed or len(errors) == len(rows):
         raise typer.Exit(FAILED)
-    if failed:
+    if errors:
         raise typer.Exit(SOME_FAILED)
 
 
@@ -199,7 +216,24 @@ def _other_version(kit: Kit, skill: Skill, given: str) -> Skill:
     )
 
 
+def _shaped_head(skill: Skill) -> bool:
+    """Whether what answers is a task head that was trained on the adapter's states."""
+    manifest = skill.manifest
+    by_head = manifest.answer.kind == "marks" or bool(manifest.head_choices)
+    # A probe reads below the adapter, and a head without an adapter is the bare backbone's own.
+    return skill.adapter and skill.head and by_head and not manifest.probes
+
+
 # ---------------------------------------------------------------- what is said
+
+
+def _say_failed(errors: Mapping[int, str], rows: int) -> None:
+    """The first rows that failed, each with its reason, and how many there are."""
+    for at in sorted(errors)[:_SHOWN]:
+        say(f"row {at + 1}: {errors[at]}", label="failed", style="red")
+    if errors:
+        more = f", the first {_SHOWN} above" if len(errors) > _SHOWN else ""
+        say(f"{len(errors)} of {rows} rows failed{more}")
 
 
 def _report(evaluation: Evaluation, record: Json, out: Path | None, as_json: bool) -> None:
@@ -237,6 +271,23 @@ def _write(out: Path, evaluation: Evaluation, record: Json) -> None:
 
 
 # ---------------------------------------------------------------- rows in, predictions out
+
+
+def _check_outputs(predictions: Path | None, out: Path | None) -> None:
+    """Raises `InputError` for places that could not be written to after all the work."""
+    if predictions is not None:
+        if predictions.is_dir():
+            raise InputError(
+                "a folder, not a file", where=f"--predictions {predictions}", hint="name a file"
+            )
+        if not predictions.absolute().parent.is_dir():
+            raise InputError("no such folder", where=str(predictions.parent), hint="make it first")
+    if out is not None:
+        there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise InputError(
+                f"{there.name} is a file, not a folder", where=f"--out {out}", hint="name a folder"
+            )
 
 
 def _rows(path: Path) -> list[Row]:

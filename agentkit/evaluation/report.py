@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from agentkit.errors import InputError
 from agentkit.evaluation.resampling import Figure
+from agentkit.skill.figures import figures_of, unknown_floors
 from agentkit.skill.manifest import Manifest
 from agentkit.types import Json
 
@@ -84,22 +85,15 @@ class Evaluation:
     def floors(self, manifest: Manifest) -> list[Floor]:
         """The floors of `metrics:` in `skill.yaml`, with what was reached.
 
-        A floor may be on a figure, or on one of a label's (`f1.LABEL`). Raises `InputError` for a
-        metric that is none of them.
+        A figure that these rows say nothing of is undefined. Raises what `check_floors` raises.
         """
+        check_floors(manifest)
         known = dict(_flat(self.skill))
-        floors = []
-        for name, metric in manifest.metrics.items():
-            if metric.floor is None:
-                continue
-            if name not in known:
-                raise InputError(
-                    f"there is no metric {name!r}",
-                    where=f"skill {manifest.name}, metrics",
-                    hint=f"measured are: {', '.join(self.skill.figures)}",
-                )
-            floors.append(Floor(name, metric.floor, known[name]))
-        return floors
+        return [
+            Floor(name, metric.floor, known.get(name))
+            for name, metric in manifest.metrics.items()
+            if metric.floor is not None
+        ]
 
     def to_json(self) -> dict[str, Json]:
         """The skill's figures, then what it is compared with under `compared`."""
@@ -126,6 +120,26 @@ class Evaluation:
                 line += [_number(theirs.value), shown]
             lines.append(line)
         return columns, lines
+
+
+def check_floors(manifest: Manifest) -> None:
+    """Raises `InputError` for a floor on what no evaluation of the skill can give.
+
+    A floor may be on a figure, or on one of a label's (`f1.LABEL`).
+    """
+    unknown = unknown_floors(manifest)
+    if unknown:
+        figures, of_labels = figures_of(manifest)
+        shown = [*figures, *(f"{name}.LABEL" for name in _first_words(of_labels))]
+        raise InputError(
+            f"there is no metric {', '.join(map(repr, unknown))}",
+            where=f"skill {manifest.name}, metrics",
+            hint=f"measured are: {', '.join(shown)}",
+        )
+
+
+def _first_words(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(name.partition(".")[0] for name in names))
 
 
 def _flat(subject: Subject) -> Iterator[tuple[str, float | None]]:

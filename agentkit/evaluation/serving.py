@@ -22,8 +22,9 @@ class BareEngine(Engine):
     """Stateful: an engine that serves skills without their adapters.
 
     A skill's prompt, schema, task head and choices are its own; what computes is the frozen
-    backbone. It shares nothing with another engine, so that no state of an adapted reading can be
-    taken for a bare one.
+    backbone. A head that was trained with the adapter reads states that it was not trained for, and
+    does worse than one trained for them would. It shares nothing with another engine, so that no
+    state of an adapted reading can be taken for a bare one.
     """
 
     def _install(self, skill: Skill) -> LoadedSkill:

@@ -10,6 +10,7 @@ import numpy as np
 from agentkit.evaluation import classes, texts
 from agentkit.evaluation.resampling import Floats, Values, Weights
 from agentkit.evaluation.scoring import Prediction, words_of
+from agentkit.skill.figures import figure_of, label_of, written_fields
 from agentkit.types import Json
 
 MOST_SHOWN = 30
@@ -27,13 +28,7 @@ class TextScorer:
     """
 
     def __init__(self, schema: Mapping[str, Any], chosen: str | None = None) -> None:
-        parts = schema.get("properties") or {"": schema}
-        self._labels = {name: _values(part) for name, part in parts.items() if _values(part)}
-        self._texts = [
-            name
-            for name, part in parts.items()
-            if name not in self._labels and part.get("type") == "string"
-        ]
+        self._labels, self._texts = written_fields(schema)
         self._gold: dict[str, list[int]] = {name: [] for name in self._labels}
         self._said: dict[str, list[int]] = {name: [] for name in self._labels}
         self._rouge: dict[str, list[float]] = {name: [] for name in self._texts}
@@ -64,19 +59,19 @@ class TextScorer:
         figures: dict[str, float | None] = {}
         for name in self._labels:
             counts = self._confusion(name, weights)
-            figures[self._called("accuracy", name, self._labels)] = classes.accuracy(counts)
-            figures[self._called("macro_f1", name, self._labels)] = classes.macro_f1(counts)
+            figures[figure_of("accuracy", name, self._labels)] = classes.accuracy(counts)
+            figures[figure_of("macro_f1", name, self._labels)] = classes.macro_f1(counts)
         if self._chosen is not None:
             figures |= self._trust(self._chosen, weights)
         for name in self._texts:
             rouge = np.array(self._rouge[name])
             known = weights * ~np.isnan(rouge)
             total = known.sum()
-            figures[self._called("rouge_l", name, self._texts)] = (
+            figures[figure_of("rouge_l", name, self._texts)] = (
                 float((known * np.nan_to_num(rouge)).sum() / total) if total else None
             )
             facts = weights @ np.array(self._facts[name], dtype=np.float64).reshape(-1, 2)
-            figures[self._called("supported", name, self._texts)] = (
+            figures[figure_of("supported", name, self._texts)] = (
                 float(facts[1] / facts[0]) if facts[0] else None
             )
         return figures
@@ -107,10 +102,6 @@ class TextScorer:
             gold[known], said[known], len(self._labels[name]), np.asarray(weights)[known]
         )
 
-    @staticmethod
-    def _called(figure: str, name: str, among: Any) -> str:
-        return figure if len(among) == 1 else f"{figure}.{name}"
-
     def details(self) -> dict[str, Json]:
         labels: dict[str, Json] = {}
         matrices: dict[str, Json] = {}
@@ -120,8 +111,7 @@ class TextScorer:
             for at, value in enumerate(values):
                 if len(values) > MOST_SHOWN and not (counts[at].any() or counts[:, at].any()):
                     continue  # of many values those that occur
-                called = str(value) if len(self._labels) == 1 else f"{name}={value}"
-                labels[called] = {
+                labels[label_of(value, name, self._labels)] = {
                     "precision": round(float(each.precision[at]), 4),
                     "recall": round(float(each.recall[at]), 4),
                     "f1": round(float(each.f1[at]), 4),
@@ -140,15 +130,6 @@ class TextScorer:
             certainty = self._certainty(self._chosen)
             details["reliability"] = classes.reliability_rows(*certainty)
         return details
-
-
-def _values(schema: Json) -> list[Json]:
-    """The values that a schema lists; none for another."""
-    if not isinstance(schema, Mapping):
-        return []
-    if schema.get("type") == "boolean":
-        return [True, False]
-    return list(schema.get("enum", ()))
 
 
 def _part(value: Json, name: str) -> Json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from agentkit.errors import SkillError
 from agentkit.skill import manifest as _manifest
+from agentkit.skill.figures import figures_of, unknown_floors
 from agentkit.skill.guarded_yaml import KeyPath, YamlSource, did_you_mean, parse_yaml
 from agentkit.skill.manifest import MAX_DESCRIPTION, GenerateAnswer, Manifest
 from agentkit.skill.names import split_version
@@ -84,7 +85,7 @@ def build_manifest(
         keys = _YAML_KEYS if len(cause.errors()[0]["loc"]) == 1 else _KNOWN_KEYS
         raise source.error(cause, SkillError, keys) from cause
     _check_values(manifest, source)
-    return manifest, warnings
+    return manifest, (*warnings, *_floor_warnings(manifest, source))
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, tuple[str, ...]]:
@@ -190,6 +191,15 @@ def _at_most(source: YamlSource, key: str, limit: int) -> None:
         raise SkillError(
             f"{key} has {length:,} characters; the limit is {limit:,}", where=source.where((key,))
         )
+
+
+def _floor_warnings(manifest: Manifest, source: YamlSource) -> Iterator[str]:
+    # Only a warning: a skill serves as well whatever it promises of an evaluation.
+    figures, _ = figures_of(manifest)
+    for name in unknown_floors(manifest):
+        place = source.where(("metrics", name))
+        hint = did_you_mean(name, figures)
+        yield f"{place}: there is no metric {name!r}, so `agentkit eval` will refuse it ({hint})"
 
 
 def _check_values(manifest: Manifest, source: YamlSource) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from agentkit.errors import InputError, SkillError
-from agentkit.skill.manifest import Manifest
+from agentkit.output import problem_with
+from agentkit.skill.manifest import ChoiceAnswer, GenerateAnswer, Manifest, MarksAnswer
 from agentkit.training.layer_selection import given_layers
 from agentkit.training.packs import Pack
+from agentkit.training.rows import Row
 from agentkit.training.spec import TrainSpec
+from agentkit.types import Json
 
 
 def device_of(name: str) -> torch.device:
@@ -31,6 +35,88 @@ def device_of(name: str) -> torch.device:
             hint=f"CUDA_VISIBLE_DEVICES={device.index}, and device=cuda",
         )
     return torch.device("cuda", 0)
+
+
+def check_rows(manifest: Manifest, rows: Iterable[Row]) -> None:
+    """Raises `InputError`, with its place, for the first row that a skill cannot learn from.
+
+    Its input has to meet the input schema, and what is expected the output schema: a misspelt
+    field or label would be learnt, or passed over, without a word.
+    """
+    for row in rows:
+        if problem := _problem_of(manifest, row):
+            raise InputError(
+                problem,
+                where=row.place or "a training row",
+                hint="skill.yaml says what the skill takes and gives",
+            )
+
+
+def _problem_of(manifest: Manifest, row: Row) -> str | None:
+    if problem := problem_with(manifest.input, row.input):
+        return f"the input does not fit: {problem}"
+    if row.expected is None:
+        return "it says not what is `expected`"
+    answer = manifest.answer
+    if isinstance(answer, GenerateAnswer):
+        given = answer.choice_field is not None and "score" in manifest.output.get("properties", {})
+        expected = _scored(row.expected) if given else row.expected
+        problem = problem_with(manifest.output, expected)
+        return f"what is expected does not fit: {problem}" if problem else None
+    if not isinstance(row.expected, Mapping):
+        return f"what is expected is no object with {', '.join(_fields(answer))}"
+    named = {*manifest.output.get("properties", row.expected), *_fields(answer)}
+    if unknown := [name for name in row.expected if name not in named]:
+        return f"what is expected has {unknown[0]!r}, which the output has not"
+    if isinstance(answer, ChoiceAnswer) and row.expected.get(answer.field) not in answer.choices:
+        said = row.expected.get(answer.field)
+        return f"{answer.field} is {said!r}, not one of {', '.join(answer.choices)}"
+    return next(_misplaced(manifest, row, answer), None)
+
+
+def _scored(expected: Json) -> Json:
+    """With a probability, which is known and not learnt."""
+    return {"score": 1.0, **expected} if isinstance(expected, Mapping) else expected
+
+
+def _fields(answer: ChoiceAnswer | MarksAnswer) -> list[str]:
+    if isinstance(answer, MarksAnswer):
+        return list(answer.fields)
+    return [name for name in (answer.field, answer.evidence_field) if name]
+
+
+def _misplaced(manifest: Manifest, row: Row, answer: ChoiceAnswer | MarksAnswer) -> Iterator[str]:
+    """What is wrong with the stretches of the document that a row names."""
+    field = manifest.retrieval.document
+    text = row.input.get(field) if field and isinstance(row.input, Mapping) else None
+    length = len(text) if isinstance(text, str) else 0
+    for name in _fields(answer)[isinstance(answer, ChoiceAnswer) :]:
+        stretches = row.expected.get(name) or []
+        if not isinstance(stretches, list):
+            yield f"{name} is no list of stretches of the document"
+            return
+        for number, one in enumerate(stretches):
+            if problem := _problem_with_stretch(one, length):
+                yield f"{name}/{number}: {problem}"
+            elif isinstance(answer, MarksAnswer):
+                label, known = one.get(answer.fields[name].label_key), _labels(answer, name)
+                if label not in known:
+                    yield f"{name}/{number}: {label!r} is not one of {', '.join(known)}"
+
+
+def _labels(answer: MarksAnswer, field: str) -> tuple[str, ...]:
+    return answer.fields[field].labels or tuple(label.name for label in answer.labels)
+
+
+def _problem_with_stretch(stretch: Any, length: int) -> str | None:
+    if not isinstance(stretch, Mapping):
+        return 'a stretch is {"start": ..., "end": ...}'
+    start, end = stretch.get("start"), stretch.get("end")
+    if type(start) is not int or type(end) is not int:
+        return "start and end are numbers of characters"
+    if not 0 <= start < end <= length:
+        return f"{start} to {end} is no stretch of a document of {length} characters"
+    return None
 
 
 def check_choices(manifest: Manifest, packs: Sequence[Pack], skill: Path) -> None:

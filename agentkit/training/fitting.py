@@ -29,6 +29,8 @@ from agentkit.training.spec import TrainSpec
 
 _TRAINED = "trained.safetensors"
 _CLOCK = "seconds"
+_MANY = 50
+"""Steps from which on every tenth is shown: of fewer, every one."""
 _WARM = 0.05
 """Share of a training in which the rate goes up."""
 
@@ -98,6 +100,7 @@ class _Limit(TrainerCallback):
     ) -> TrainerControl:
         if self._clock.seconds > self._seconds:
             control.should_training_stop = True
+            control.should_log = True  # where it ended
         return control
 
 
@@ -157,7 +160,7 @@ def fit(
         max_grad_norm=1.0,
         save_steps=25,
         save_total_limit=2,
-        logging_steps=10,
+        logging_steps=10 if steps >= _MANY else 1,
         report_to="none",
         remove_unused_columns=False,
         disable_tqdm=True,

@@ -16,12 +16,17 @@ Record = dict[str, Any]
 
 def read_jsonl(path: Path) -> Iterator[Record]:
     """Rows of a `.jsonl` or `.jsonl.gz` file, in order."""
+    return (row for _, row in numbered_jsonl(path))
+
+
+def numbered_jsonl(path: Path) -> Iterator[tuple[int, Record]]:
+    """The same, each with the number of its line; empty lines count, and are left out."""
     open_text = gzip.open if path.suffix == ".gz" else open
     with open_text(path, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
-                    yield json.loads(line)
+                    yield number, json.loads(line)
                 except json.JSONDecodeError as error:
                     raise InputError(
                         f"not valid JSON: {error.msg}", where=f"{path}:{number}:{error.colno}"

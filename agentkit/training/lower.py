@@ -94,10 +94,13 @@ class LowerStates:
         self._names = path.with_suffix(".index")
         if self._names.exists() and path.exists():
             size = path.stat().st_size
-            for line in self._names.read_text(encoding="ascii").splitlines():
-                name, offset, end = line.split()
-                if int(end) <= size:
-                    self._index[name] = int(offset)
+            noted = self._names.read_text(encoding="ascii", errors="replace")
+            for line in noted.splitlines(keepends=True):
+                # A disk that was full, or lost its power, leaves lines that are cut short.
+                name, *places = line.split() or [""]
+                whole = line.endswith("\n") and len(places) == 2
+                if whole and all(map(str.isdecimal, places)) and int(places[1]) <= size:
+                    self._index[name] = int(places[0])
 
     def _name(self, pack: Pack, layer: int | None = None) -> str:
         key = self._key(len(self._layers) if layer is None else layer)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,14 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from agentkit.adapters.bottleneck import Bottlenecks
 from agentkit.adapters.heads import Head
 from agentkit.adapters.kinds import BottleneckConfig
+from agentkit.adapters.tensor_file import BACKBONE_KEY
 from agentkit.errors import SkillError
 from agentkit.training.packs import Pack
 from agentkit.training.spec import TrainSpec
@@ -243,6 +244,22 @@ def module_names(model: Any, spec: TrainSpec) -> tuple[str, ...]:
             hint="leave `modules` out for all linear modules of a layer",
         )
     return spec.modules
+
+
+def check_start(folder: Path, backbone: str) -> None:
+    """Raises `SkillError` where a trained skill's weights say that another backbone is theirs.
+
+    `backbone` is a fingerprint. Weights that name none, as PEFT alone writes them, may be anyone's.
+    """
+    for weights in (folder / "adapter_model.safetensors", folder / "head.safetensors"):
+        with suppress(OSError, SafetensorError), safe_open(weights, framework="pt") as file:
+            named = (file.metadata() or {}).get(BACKBONE_KEY, backbone)
+            if named != backbone:
+                raise SkillError(
+                    f"{weights.name} was trained on the backbone {named[:12]}, not {backbone[:12]}",
+                    where=str(folder),
+                    hint="start_from names a skill that was trained on the same backbone",
+                )
 
 
 def start_from(attached: Attached, head: Head | None, folder: Path) -> None:

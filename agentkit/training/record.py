@@ -11,31 +11,32 @@ from agentkit.errors import MissingExtraError
 from agentkit.pictures import picture
 from agentkit.skill.manifest import Manifest
 
-_LOGGED = 10
-"""Steps from one entry of the history to the next."""
-
 
 def write_record(folder: Path, manifest: Manifest, metrics: dict[str, Any]) -> None:
     """Write `metrics.json`, `README.md` (the model card) and, with matplotlib, `training.svg`."""
     (folder / "metrics.json").write_text(
         json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    (folder / "README.md").write_text(_card(manifest, metrics), encoding="utf-8")
-    _curve(folder / "training.svg", manifest.name, metrics["loss"])
+    curve = folder / "training.svg"
+    _curve(curve, manifest.name, metrics["loss"])
+    card = _card(manifest, metrics, curve.name if curve.exists() else None)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _card(manifest: Manifest, metrics: dict[str, Any]) -> str:
+def _card(manifest: Manifest, metrics: dict[str, Any], curve: str | None) -> str:
     training, backbone = metrics["training"], metrics["backbone"]
     sources = "\n".join(
         f"| {s['source']} | {s['license']} | {_rows(s)} | {s['tuning_rows']} "
         f"| `{s['sha256'][:12]}` |"
         for s in metrics["data"]
     )
+    tuning = metrics["tuning"]
     figures = "\n".join(
-        f"| {name} | {metrics['tuning']['untrained'].get(name, '')} | {value} |"
-        for name, value in metrics["tuning"]["trained"].items()
+        f"| {name} | {' | '.join(str(one.get(name, '')) for one in tuning.values())} |"
+        for name, value in tuning["trained"].items()
         if not isinstance(value, dict)
     )
+    drawn = f"; `{curve}` is the loss curve" if curve else ""
     return f"""# {manifest.name}
 
 {manifest.description}
@@ -56,11 +57,11 @@ trained with `agentkit train`: {_way(training)}, {_passes(metrics)} of
 
 Documents of the tuning rows were kept out of training; thresholds were chosen on them.
 
-| figure | untrained | trained |
-|---|---|---|
+| figure | {" | ".join(tuning)} |
+|---|{"---|" * len(tuning)}
 {figures}
 
-All figures, versions and settings are in `metrics.json`; `training.svg` is the loss curve.
+All figures, versions and settings are in `metrics.json`{drawn}.
 
 ## Limits
 
@@ -83,7 +84,7 @@ def _passes(metrics: dict[str, Any]) -> str:
 def _epochs(metrics: dict[str, Any]) -> float:
     """How many there were: minutes may have ended them before the last of the planned steps.
 
-    Every tenth step is in the history, so that less than ten short of the plan is the plan.
+    Less short of the plan than one entry of the history is from the next is the plan.
     """
     training, history = metrics["training"], metrics["loss"]
     planned = float(training["epochs"])
@@ -91,7 +92,8 @@ def _epochs(metrics: dict[str, Any]) -> float:
         return planned
     steps_an_epoch = metrics["packs"] / training["packs_per_step"]
     done = history[-1]["step"]
-    return planned if planned * steps_an_epoch - done < _LOGGED else float(done / steps_an_epoch)
+    near = planned * steps_an_epoch - done < history[0]["step"]
+    return planned if near else float(done / steps_an_epoch)
 
 
 def _what(training: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from agentkit.errors import InputError
 from agentkit.training.datasets import LICENSES, dataset_files, load_dataset
-from agentkit.training.jsonl import read_jsonl
+from agentkit.training.jsonl import numbered_jsonl
 from agentkit.training.spec import DataSpec, TrainSpec
 from agentkit.types import Json
 
@@ -33,6 +33,8 @@ class Row:
     input: Json
     expected: Json
     group: str
+    place: str = ""
+    """Where it stands, for whoever has to mend it: a file and a line, or a data set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +98,14 @@ def rows_from_jsonl(path: Path) -> list[Row]:
     """Rows of a JSONL file: `{"input": ..., "expected": ...}`, `expected` optional."""
     rows = []
     try:
-        records = list(read_jsonl(path))
+        records = list(numbered_jsonl(path))
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read it: {error}", where=str(path)) from error
-    for number, record in enumerate(records, start=1):
+    for number, record in records:
+        place = f"{path}:{number}"
         if not isinstance(record, dict) or "input" not in record:
-            raise InputError('a row is {"input": ..., "expected": ...}', where=f"{path}:{number}")
-        rows.append(Row(record["input"], record.get("expected"), _group(record["input"])))
+            raise InputError('a row is {"input": ..., "expected": ...}', where=place)
+        rows.append(Row(record["input"], record.get("expected"), _group(record["input"]), place))
     return rows
 
 
@@ -120,7 +123,12 @@ def _read(source: DataSpec, seed: int, skill: Path, data_dir: Path) -> tuple[lis
         source.dataset, folder, seed=seed, part_of=partial(part_of, source=source), **options
     )
     rows = [
-        Row(_map(source.input, record), _map(source.expected, record), str(record["group"]))
+        Row(
+            _map(source.input, record),
+            _map(source.expected, record),
+            str(record["group"]),
+            f"data set {source.dataset}, {record['group']}",
+        )
         for record in records
     ]
     name = source.dataset + "".join(

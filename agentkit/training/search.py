@@ -82,12 +82,13 @@ def search(
 ) -> tuple[TrainSpec, dict[str, Any]]:
     """The settings of the best trial, put into `spec`, and a record of the study.
 
-    `store` is the SQLite file and `key` the study's name in it. Raises `SkillError` where the
-    extra `search` is not installed.
+    `store` is the SQLite file and `key` the study's name in it. Raises `SkillError` for a space
+    with layers or a head that are not there, and where the extra `search` is not installed.
     """
-    optuna = _optuna()
     space = spec.search or SearchSpec()
     count = int(model.config.num_hidden_layers)
+    _check_space(space, count, head)
+    optuna = _optuna()
     learnt, held = parted(sample_packs(packs, spec.probe_packs))
 
     def objective(trial: Any) -> float:
@@ -137,6 +138,25 @@ def search(
     return _tried(spec, space, optuna.trial.FixedTrial(study.best_params)), record
 
 
+def _check_space(space: SearchSpec, count: int, head: Head | None) -> None:
+    """Raises `SkillError` for what only some trial would stumble over, before there is any."""
+    if head is None and "head" in space.method:
+        raise SkillError(
+            "there is no task head to train: the skill answers in words",
+            where="train.yaml, search.method",
+            hint="take head out of it",
+        )
+    for layers in space.layers:
+        try:
+            given_layers(layers, count)
+        except SkillError as error:
+            raise SkillError(
+                error.what,
+                where="train.yaml, search.layers",
+                hint='write "all", "upper 1/3", a range such as "20-29", or a list of them',
+            ) from error
+
+
 def draw_search(path: Path, record: dict[str, Any], title: str) -> None:
     """Every trial's loss, and the best so far; nothing without matplotlib."""
     trials = [(n, t["loss"], t["state"]) for n, t in enumerate(record["trials"], start=1)]
@@ -166,8 +186,9 @@ def _tried(spec: TrainSpec, space: SearchSpec, trial: Any) -> TrainSpec:
         faster = RATES["prefix"] / RATES["lora"]
         rate = tried.learning_rate and tried.learning_rate * faster
         tried = tried.model_copy(update={"layers": "all", "learning_rate": rate})
-    if space.rank:
-        tried = tried.with_rank(trial.suggest_categorical("rank", list(space.rank)))
+    for name, choices in space.sizes(tried.method).items():
+        size = trial.suggest_categorical(name, list(choices))
+        tried = tried.with_rank(size) if name == "rank" else tried.model_copy(update={name: size})
     return tried
 
 

@@ -63,6 +63,8 @@ def settle(
         )
     else:
         choice = LayerChoice(given_layers(spec.layers, count), "given")
+    for name in ("layers.svg", "search.svg"):  # an earlier training's
+        (skill / name).unlink(missing_ok=True)
     if choice.scores:
         draw_layers(skill / "layers.svg", choice, skill.name)
     if spec.search:

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -23,6 +32,16 @@ RATES: dict[Method, float] = {
     "prefix": 5e-3,
     "head": 1e-3,
 }
+SIZED_BY: dict[Method, tuple[str, ...]] = {
+    "lora": ("rank",),
+    "dora": ("rank",),
+    "alora": ("rank",),
+    "bottleneck": ("reduction_factor",),
+    "hybrid": ("rank", "reduction_factor"),
+    "prefix": ("virtual_tokens",),
+    "head": (),
+}
+"""The settings that say how large each method's adapter is."""
 
 
 def _layers_text(given: Any) -> Any:
@@ -32,7 +51,20 @@ def _layers_text(given: Any) -> Any:
     return str(given) if isinstance(given, int) and not isinstance(given, bool) else given
 
 
+def _no_auto(layers: str) -> str:
+    if layers.strip() == "auto":
+        raise ValueError(
+            '"auto" is measured, not searched for: write it as `layers` outside search'
+        )
+    return layers
+
+
 Layers: TypeAlias = Annotated[str, BeforeValidator(_layers_text)]
+SearchedLayers: TypeAlias = Annotated[Layers, AfterValidator(_no_auto)]
+Rate: TypeAlias = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Rank: TypeAlias = Annotated[int, Field(ge=1, le=256)]
+Factor: TypeAlias = Annotated[float, Field(ge=1.0, allow_inf_nan=False)]
+Tokens: TypeAlias = Annotated[int, Field(ge=1, le=1024)]
 
 
 class _Frozen(BaseModel):
@@ -68,11 +100,25 @@ class SearchSpec(_Frozen):
 
     minutes: float = Field(default=30.0, gt=0.0)
     trials: int = Field(default=20, ge=1)
-    learning_rate: tuple[float, float] | None = (1e-4, 2e-3)
+    learning_rate: tuple[Rate, Rate] | None = (1e-4, 2e-3)
     """Least and most, searched on a logarithmic scale; a prefix takes ten times as much."""
-    rank: tuple[int, ...] = (4, 8, 16, 32)
-    layers: tuple[Layers, ...] = ()
+    rank: tuple[Rank, ...] = (4, 8, 16, 32)
+    """Tried with the methods that have a rank, as are the next two with those that have them."""
+    reduction_factor: tuple[Factor, ...] = ()
+    virtual_tokens: tuple[Tokens, ...] = ()
+    layers: tuple[SearchedLayers, ...] = ()
     method: tuple[Method, ...] = ()
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _least_first(cls, rates: tuple[float, float] | None) -> tuple[float, float] | None:
+        if rates is not None and rates[0] > rates[1]:
+            raise ValueError(f"the least comes first: [{rates[1]:g}, {rates[0]:g}]")
+        return rates
+
+    def sizes(self, method: Method) -> dict[str, tuple[float, ...]]:
+        """What is tried of the settings that size a method's adapter, by name."""
+        return {name: tried for name in SIZED_BY[method] if (tried := getattr(self, name))}
 
 
 class TrainSpec(_Frozen):
@@ -89,18 +135,19 @@ class TrainSpec(_Frozen):
     """How many layers `auto` chooses by `gradient` or `attention`; a third of them by default."""
     probe_packs: int = Field(default=24, ge=2)
     """Packs of the sample that importance is measured on."""
-    reduction_factor: float = Field(default=16.0, ge=1.0)
+    reduction_factor: Factor = 16.0
     """By how much a bottleneck is narrower than the backbone's states."""
     placement: Literal["houlsby", "pfeiffer"] = "pfeiffer"
     """Bottlenecks after attention and feed-forward, or after feed-forward alone."""
-    virtual_tokens: int = Field(default=16, ge=1, le=1024)
+    virtual_tokens: Tokens = 16
     """Length of a prefix."""
     start_from: str | None = None
     """Folder of a trained skill (from this one) whose adapter this training begins with: a general
     adapter first, then each skill from it."""
-    rank: int = Field(default=16, ge=1, le=256)
+    rank: Rank = 16
     size: Literal["auto"] | None = None
-    """`auto`: the rank is chosen by what it gains on a sample; `alpha` keeps its ratio to it."""
+    """`auto`: the rank (of a bottleneck the reduction factor) is chosen by what it gains on a
+    sample; `alpha` keeps its ratio to it. A search beside it leaves that setting out."""
     search: SearchSpec | None = None
     """Settings to be found by a search before the training; needs the extra `search`."""
     alpha: int = Field(default=32, ge=1)
@@ -138,9 +185,9 @@ class TrainSpec(_Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSpec:
-        if self.quantization and self.method == "dora":
-            raise ValueError("dora needs the weights' norms, which quantised ones do not have")
         methods = {self.method, *(self.search.method if self.search else ())}
+        if self.quantization and "dora" in methods:
+            raise ValueError("dora needs the weights' norms, which quantised ones do not have")
         if self.checkpointing and "prefix" in methods:
             raise ValueError(
                 "a prefix lies in the keys that checkpointing would add again: leave checkpointing "
@@ -148,7 +195,29 @@ class TrainSpec(_Frozen):
             )
         if self.size and "prefix" in methods:
             raise ValueError("a prefix has no rank to be found: leave size out, set virtual_tokens")
+        if self.search:
+            self._check_sizes(self.search)
         return self
+
+    def _check_sizes(self, search: SearchSpec) -> None:
+        tried = search.method or (self.method,)
+        if self.size and "head" in search.method:
+            raise ValueError("a task head alone has no size to be found: leave size out")
+        for method in tried if self.size else ():
+            settled = "reduction_factor" if method == "bottleneck" else "rank"
+            if settled in search.sizes(method):
+                raise ValueError(
+                    f"size: auto would overrule what search finds of {settled}: leave size out, or "
+                    f"write `{settled}: []` in search"
+                )
+        for name in ("rank", "reduction_factor", "virtual_tokens"):
+            choices = getattr(search, name) if name in search.model_fields_set else ()
+            # A single value varies nothing: it may be meant for the given method.
+            having = (*tried, self.method) if len(choices) == 1 else tried
+            if choices and not any(name in SIZED_BY[method] for method in having):
+                raise ValueError(
+                    f"search.{name}: none of the tried methods has it ({', '.join(tried)})"
+                )
 
     def with_rank(self, rank: int) -> TrainSpec:
         """The same with another rank, and `alpha` in the same ratio to it."""

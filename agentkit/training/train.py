@@ -32,14 +32,20 @@ from agentkit.settings import Settings
 from agentkit.skill.manifest import Manifest, MarksAnswer
 from agentkit.skill.manifest_files import read_manifest
 from agentkit.training.backbone import decoder_of, load_frozen
-from agentkit.training.checks import check_choices, check_depth, check_probe, device_of
+from agentkit.training.checks import (
+    check_choices,
+    check_depth,
+    check_probe,
+    check_rows,
+    device_of,
+)
 from agentkit.training.fitting import checkpoint_key, fit, seconds_before
 from agentkit.training.layer_selection import LayerChoice
 from agentkit.training.linear_probe import fit_probe, token_words
 from agentkit.training.lower import LowerStates, layers_only, recomputed
 from agentkit.training.measure import calibrate, measure_packs
 from agentkit.training.meter import Meter
-from agentkit.training.methods import Attached, attach, start_from
+from agentkit.training.methods import Attached, attach, check_start, start_from
 from agentkit.training.model import PackModel, trained_tensors
 from agentkit.training.packs import Pack, Packer
 from agentkit.training.record import write_record
@@ -102,8 +108,10 @@ def _train(
     console: Console,
     meter: Meter,
 ) -> Trained:
-    split = load_rows(spec, skill=skill, data_dir=data_dir)
     backbone = models.resolve(settings.backbone, settings, "backbone")
+    console.print(f"{manifest.name}: reading rows")
+    split = load_rows(spec, skill=skill, data_dir=data_dir)
+    check_rows(manifest, (*split.train, *split.tuning))
     tokenizer = AutoTokenizer.from_pretrained(backbone, local_files_only=True)
     packer = Packer(tokenizer, frame_of(tokenizer), manifest, spec.pack_tokens)
     train_packs = _thin(packer.pack(split.train), manifest, spec)
@@ -135,6 +143,8 @@ def _train(
     if isinstance(head, LinearProbe):
         check_probe(spec, count, skill)
     fingerprint = models.fingerprint(backbone)
+    if spec.start_from:
+        check_start(skill / spec.start_from, fingerprint)
     spec, choice, found = settle(
         spec,
         model,
@@ -171,17 +181,18 @@ def _train(
     set_seed(spec.seed)  # whatever was probed, the training is the same
     invocation = _invocation(tokenizer)
     attached = attach(model, spec, choice.chosen, invocation)
-    if spec.start_from:
-        # A probe is fitted anew, so that an adapter will do that has none.
-        taught = None if isinstance(head, LinearProbe) else head
-        start_from(attached, taught, skill / spec.start_from)
     with layers_only(decoder, range(lowest, count), final_norm=True):
         pack_model = PackModel(decoder, model.lm_head, head, spec.evidence_weight, attached)
         if isinstance(head, LinearProbe):  # what it chooses is the bare backbone's choice
             with Progress(console=console) as progress:
                 words = token_words(tokenizer)
                 fit_probe(head, train_packs, states, words, split.train, progress)
-        before = measure_packs(pack_model, tuning_packs, states, manifest)
+        figures = {"untrained": measure_packs(pack_model, tuning_packs, states, manifest)}
+        if spec.start_from:
+            # A probe is fitted anew, so that an adapter will do that has none.
+            taught = None if isinstance(head, LinearProbe) else head
+            start_from(attached, taught, skill / spec.start_from)
+            figures["start"] = measure_packs(pack_model, tuning_packs, states, manifest)
         earlier = seconds_before(checkpoints)
         history: list[dict[str, float]] = []
         if trained_tensors(pack_model):  # a probe alone takes no steps
@@ -197,7 +208,7 @@ def _train(
                 )
         pack_model.eval()
         calibrate(pack_model, tuning_packs, states)
-        after = measure_packs(pack_model, tuning_packs, states, manifest)
+        figures["trained"] = measure_packs(pack_model, tuning_packs, states, manifest)
     folder = _save(skill, attached, pack_model.head, fingerprint, getattr(torch, spec.dtype))
     metrics = _metrics(spec, split, settings, fingerprint, train_packs)
     metrics |= {
@@ -207,7 +218,7 @@ def _train(
         "layers": choice.to_json(),
         **found,
         "peak_memory_bytes": meter.peak_memory,
-        "tuning": {"untrained": before, "trained": after},
+        "tuning": figures,
         "loss": history,
     }
     write_record(folder, manifest, metrics)
@@ -337,15 +348,15 @@ def copy_untrained(
 ) -> Path:
     """A copy of a skill folder without what a training writes: `into/NAME`.
 
-    `changes` are settings that the copy's train.yaml has otherwise. A copy that is there stays, so
-    that its training can go on. Raises `SkillError` where another folder's copy would be the same,
+    `changes` are settings that the copy's train.yaml has otherwise. A copy that is there gets the
+    folder's files anew and keeps what a training wrote, so that a training of the same goes on and
+    one of anything else begins. Raises `SkillError` where another folder's copy would be the same,
     or the changed train.yaml cannot be trained by.
     """
     copy = into / skill.resolve().name
     if copy.resolve() == skill.resolve():
         raise SkillError("the copy would be the folder itself", where=str(copy))
-    if not copy.exists():
-        shutil.copytree(skill, copy, ignore=shutil.ignore_patterns(*WRITTEN))
+    shutil.copytree(skill, copy, ignore=shutil.ignore_patterns(*WRITTEN), dirs_exist_ok=True)
     if changes:
         change_train_spec(skill / "train.yaml", changes, copy / "train.yaml")
     return copy

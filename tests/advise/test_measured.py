@@ -54,6 +54,25 @@ def test_trainings_and_benchmarks_of_the_method_are_found(figures: Path) -> None
     assert measured([figures / "methods.json"], "prefix") == []
 
 
+@pytest.mark.parametrize(
+    ("method", "size"),
+    [
+        ("dora", "rank 16, "),
+        ("bottleneck", "reduction factor 8.0, "),
+        ("hybrid", "rank 16, reduction factor 8.0, "),
+        ("prefix", "virtual tokens 4, "),
+        ("head", ""),
+    ],
+)
+def test_a_training_is_named_with_its_methods_size(tmp_path: Path, method: str, size: str) -> None:
+    settings = {"layers": "all", "rank": 16, "reduction_factor": 8.0, "virtual_tokens": 4}
+    record = TRAINING | {"training": settings | {"method": method}}
+    file = tmp_path / "metrics.json"
+    file.write_text(json.dumps(record), encoding="utf-8")
+    (found,) = measured([file], method)
+    assert found.what == f"{tmp_path.name}: {method}, layers all, {size}2,000 rows"
+
+
 def test_a_path_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file or folder"):
         measured([tmp_path / "missing"], "lora")

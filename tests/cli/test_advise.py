@@ -50,3 +50,44 @@ def test_rows_are_given_once_and_there_is_at_least_one(call: Call, given: list[o
     code, out, err = call(["advise", *given])
     assert (code, out) == (2, "")
     assert "rows" in err
+
+
+@pytest.mark.parametrize("option", ["--memory", "--parameters"])
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "-1", "0"])
+def test_a_number_that_cannot_be_is_refused(call: Call, option: str, number: str) -> None:
+    code, out, err = call(["advise", "--rows", 500, option, number])
+    assert (code, out) == (2, "")
+    assert f"{option}: must be a number" in err
+
+
+@pytest.mark.parametrize("option", ["--tasks", "--documents", "--document-tokens", "--layers"])
+def test_a_count_that_cannot_be_is_refused(call: Call, option: str) -> None:
+    code, out, err = call(["advise", "--rows", 500, option, "0"])
+    assert (code, out) == (2, "")
+    assert f"{option}: must be a number of at least" in err
+
+
+def test_a_backbone_that_no_memory_is_left_for_is_refused(call: Call) -> None:
+    code, out, err = call(["advise", "--rows", 5000, "--parameters", "7e9", "--memory", 4])
+    assert (code, out) == (2, "")
+    assert "7e+09 parameters cannot be trained in 4 GB" in err
+    assert "takes about 7.7 GB" in err
+
+
+def test_what_makes_missing_figures_is_said(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wanted = ["advise", "--rows", 500, "--tasks", 2000]
+    code, _, err = call(wanted)
+    said = " ".join(err.split())
+    assert code == 0
+    assert "no figures of prefix were found" in said
+    assert "python benchmarks/methods.py --json out/benchmarks/methods.json" in said
+    figures = tmp_path / "out" / "benchmarks" / "methods.json"
+    figures.parent.mkdir(parents=True)
+    metrics = [{"name": "prefix all layers, bytes", "value": 12, "unit": ""}]
+    figures.write_text(json.dumps({"benchmark": "methods", "metrics": metrics}), encoding="utf-8")
+    code, out, err = call(wanted)
+    assert (code, err) == (0, "")
+    assert "methods: prefix all layers" in out

@@ -94,6 +94,50 @@ def test_a_missed_floor_is_named_and_exits_with_1(
     assert "macro_f1" not in err
 
 
+def test_a_floor_on_a_metric_that_is_not_there_is_refused_before_a_row_is_answered(
+    call: Call, full: list[str], skills: Path, tmp_path: Path
+) -> None:
+    promised = tmp_path / "promised" / "weather-teller"
+    shutil.copytree(skills / "weather-teller", promised)
+    manifest = json.loads((promised / "skill.yaml").read_text("utf-8"))
+    manifest["metrics"] = {"acuracy": {"floor": 0.5}, "f1.rain": {"floor": 0.0}}
+    (promised / "skill.yaml").write_text(json.dumps(manifest), encoding="utf-8")
+    data = rows_file("rows.jsonl", ROWS)
+    options = [*full, "--skills", promised.parent]
+    given = ["weather-teller", "--data", data, "--predictions", "p.jsonl"]
+    code, out, err = call(["eval", *given, *options])
+    assert (code, out) == (2, "")
+    assert "there is no metric 'acuracy'" in err
+    assert "accuracy, macro_f1, ece, brier" in err
+    assert not list(Path().glob("p.jsonl*"))
+    code, _, err = call(["skills", "check", promised, *full])
+    assert code == 0
+    assert "did you mean 'accuracy'?" in err
+
+
+def test_only_the_first_rows_that_failed_are_named(call: Call, full: list[str]) -> None:
+    bad = {"input": {"text": 7}, "expected": {"weather": "sun"}}
+    data = rows_file("rows.jsonl", [bad, ROWS[0], *[bad] * 4])
+    code, _, err = evaluated(call, full, "weather-teller", "--data", data)
+    assert code == 3
+    named = [line.split(":")[0] for line in err.splitlines() if line.startswith("failed row")]
+    assert named == ["failed row 1", "failed row 3", "failed row 4"]
+    assert "5 of 6 rows failed, the first 3 above" in err
+
+
+@pytest.mark.parametrize(("skill", "said"), [("weather-teller", True), ("bird-namer", False)])
+def test_what_base_reads_a_trained_head_with_is_said(
+    call: Call, full: list[str], skill: str, said: bool
+) -> None:
+    row = {"input": {"text": "x"}, "expected": {"weather": "rain", "bird": "wren"}}
+    data = rows_file("rows.jsonl", [row])
+    _, _, err = call(["eval", skill, "--data", data, "--base", "--resamples", 0, *full])
+    assert ("read by the skill's own task head" in err) == said
+    _, _, err = call(["eval", skill, "--data", data, "--resamples", 0, *full])
+    assert "own task head" not in err
+    assert "own task head" in " ".join(call(["eval", "--help"])[1].replace("│", " ").split())
+
+
 def test_predictions_are_in_the_order_of_the_rows_whatever_document_they_are_over(
     call: Call, full: list[str], agreement_text: str
 ) -> None:
@@ -111,8 +155,11 @@ def test_predictions_are_in_the_order_of_the_rows_whatever_document_they_are_ove
 def test_rows_that_fail_are_wrong_and_exit_with_3(call: Call, full: list[str]) -> None:
     rows = [*ROWS, {"input": {"text": 7}, "expected": {"weather": "sun"}}]
     data = rows_file("rows.jsonl", rows)
-    code, record, _ = evaluated(call, full, "weather-teller", "--data", data)
+    code, record, err = evaluated(call, full, "weather-teller", "--data", data)
     assert code == 3
+    (named,) = (line for line in err.splitlines() if line.startswith("failed row 9: "))
+    assert "text" in named
+    assert "1 of 9 rows failed" in err
     assert (record["rows"], record["failed"]) == (9, 1)
     assert sum(row[-1] for row in record["confusion"]["rows"]) == 1
 
@@ -123,6 +170,9 @@ def test_rows_that_fail_are_wrong_and_exit_with_3(call: Call, full: list[str]) -
         (["--baseline"], "give them with --train-data"),
         (["--against", "nowhere"], "no such version"),
         (["--predictions", "no/such/p.jsonl"], "no such folder"),
+        (["--predictions", "."], "a folder, not a file"),
+        (["--out", "rows.jsonl"], "rows.jsonl is a file, not a folder"),
+        (["--out", "rows.jsonl/deeper"], "rows.jsonl is a file, not a folder"),
         (["--data", "missing.jsonl"], "cannot read it"),
     ],
 )

@@ -16,6 +16,7 @@ from agentkit.evaluation.baselines import baselines
 from agentkit.evaluation.evaluate import batches, evaluate, text_reader
 from agentkit.evaluation.pictures import draw_all
 from agentkit.evaluation.scoring import Prediction
+from agentkit.skill.figures import figures_of
 from agentkit.skill.manifest import Manifest, MetricFloor, RetrievalDefaults
 from agentkit.training.rows import Row
 
@@ -135,6 +136,52 @@ def test_floors_are_met_or_missed_for_a_label_too_and_are_ceilings_for_errors(
     unknown = choice_manifest.model_copy(update={"metrics": {"speed": MetricFloor(floor=1.0)}})
     with pytest.raises(InputError, match=r"there is no metric 'speed'.*measured are: accuracy"):
         found.floors(unknown)
+
+
+def test_a_floor_on_what_the_rows_say_nothing_of_is_missed(choice_manifest: Manifest) -> None:
+    floors = {"evidence_f1": MetricFloor(floor=0.5)}
+    (floor,) = measured(choice_manifest).floors(
+        choice_manifest.model_copy(update={"metrics": floors})
+    )
+    assert not floor.met
+    assert "undefined on these rows" in str(floor)
+
+
+@pytest.mark.parametrize("kind", ["choice", "marks", "text"])
+def test_the_figures_that_may_be_promised_are_those_that_are_measured(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    manifest: Manifest = request.getfixturevalue(f"{kind}_manifest")
+    place = {"start": 0, "end": 4}
+    output = {
+        "choice": {"verdict": "yes", "evidence": [place | {"score": 0.5}], "score": 0.5},
+        "marks": {"clauses": [place | {"category": "duty"}], "names": []},
+        "text": {"grade": "good", "said": "Ann came."},
+    }[kind]
+    asked = Row({"document": "Ann came."}, output, "a")
+    found = evaluate(
+        manifest,
+        [asked],
+        {"mine": lambda rows: [Prediction(output, scores=output) for _ in rows]},
+        text_of=text_reader(manifest, str),
+    )
+    assert found is not None
+    figures, of_labels = figures_of(manifest)
+    assert set(figures) == set(found.skill.figures)
+    labels = found.skill.details["labels"]
+    assert set(of_labels) == {f"{name}.{label}" for label, one in labels.items() for name in one}
+
+
+def test_several_labels_and_texts_are_promised_by_the_names_they_are_measured_by() -> None:
+    fields = {"grade": {"enum": ["a", "b"]}, "sure": {"type": "boolean"}, "other": True}
+    texts = {"said": {"type": "string"}, "why": {"type": "string"}}
+    manifest = Manifest(
+        name="toy", description="A toy.", output={"type": "object", "properties": fields | texts}
+    )
+    figures, of_labels = figures_of(manifest)
+    assert {"accuracy.grade", "macro_f1.sure", "rouge_l.said", "supported.why"} <= set(figures)
+    assert "accuracy" not in figures
+    assert {"f1.grade=a", "recall.sure=True"} <= set(of_labels)
 
 
 def test_the_text_of_a_document_stands_in_the_input_or_in_the_store(

@@ -134,6 +134,24 @@ def test_states_cut_short_by_a_kill_are_computed_again(model, tmp_path: Path) ->
     assert torch.equal(again.get(two), expected[1])
 
 
+@pytest.mark.parametrize("kept", [b"", b"12 ", b"ab 0", b"ab 0 50", b"\0\0\xff"])
+def test_an_index_that_was_cut_short_costs_its_last_states_alone(
+    model, tmp_path: Path, kept: bytes
+) -> None:
+    use_block_attention(model)
+    path = tmp_path / "lower.bin"
+    one, two = make_pack(1), make_pack(2)
+    wanted = lower_states(model, path, [one, two], 2)
+    expected = [wanted.get(one).clone(), wanted.get(two).clone()]
+    index = path.with_suffix(".index")
+    first = index.read_bytes().splitlines(keepends=True)[0]
+    index.write_bytes(first + kept)
+    for _ in range(2):  # and so do later starts
+        again = lower_states(model, path, [one, two], 2)
+        assert torch.equal(again.get(one), expected[0])
+        assert torch.equal(again.get(two), expected[1])
+
+
 def test_what_does_not_fit_on_disk_is_computed_anew_and_others_leavings_go_first(
     model, tmp_path: Path
 ) -> None:

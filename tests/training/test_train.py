@@ -21,7 +21,7 @@ from peft import PeftModel
 from rich.console import Console
 from rich.progress import Progress
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentkit.adapters.heads import ChoiceHead, build_head
@@ -612,9 +612,14 @@ def test_a_head_that_is_started_from_gives_what_fits(
     general = make_toy("choice", tmp_path / "general", steps=30)
     train(general)
     staged = make_toy("choice", tmp_path / "staged", steps=2, start_from=str(general.folder))
-    began = train(staged)[0].metrics["tuning"]["untrained"]
-    ended = json.loads((general.folder / "metrics.json").read_text())["tuning"]["trained"]
-    assert began.get("f1") == ended.get("f1")
+    tuning = train(staged)[0].metrics["tuning"]
+    before = json.loads((general.folder / "metrics.json").read_text())["tuning"]
+    assert list(tuning) == ["untrained", "start", "trained"]
+    assert tuning["start"].get("f1") == before["trained"].get("f1")
+    assert (
+        tuning["untrained"] == before["untrained"]
+    )  # of the bare backbone, not of the general one
+    assert "| figure | untrained | start | trained |" in (staged.folder / "README.md").read_text()
     narrow = ChoiceHead(48, 5)
     spec = TrainSpec(data=({"path": "x"},), dtype="float32", rank=4)
     model = load_frozen(Path(general.settings.backbone), spec)
@@ -642,6 +647,32 @@ def test_an_adapter_starts_from_a_head_that_was_trained_alone(
     read = load_file(probe.folder / "head.safetensors")
     assert all(torch.equal(value, read[name]) for name, value in head.named_parameters())
     assert all(torch.equal(value, before[name]) for name, value in attached.tensors().items())
+
+
+def test_another_backbones_adapter_cannot_be_started_from(
+    make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    general = make_toy("likelihood", tmp_path / "general", steps=2)
+    train(general)
+    weights = general.folder / "adapter_model.safetensors"
+    save_file(load_file(weights), weights, metadata={BACKBONE_KEY: "f" * 64})
+    staged = make_toy("likelihood", tmp_path / "staged", steps=2, start_from=str(general.folder))
+    with pytest.raises(SkillError, match="was trained on the backbone ffffffffffff, not"):
+        train(staged)
+
+
+def test_a_short_training_shows_every_step_and_old_pictures_go(
+    make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    toy = make_toy("likelihood", tmp_path, steps=3)
+    for name in ("layers.svg", "search.svg"):
+        (toy.folder / name).write_text("<svg/>")
+    trained, _ = train(toy)
+    assert [entry["step"] for entry in trained.metrics["loss"]] == [1, 2, 3]
+    assert (toy.folder / "training.svg").exists()
+    assert "`training.svg` is the loss curve" in (toy.folder / "README.md").read_text()
+    assert not (toy.folder / "layers.svg").exists()
+    assert not (toy.folder / "search.svg").exists()
 
 
 def test_an_adapter_of_another_size_cannot_be_started_from(

@@ -118,3 +118,67 @@ def test_a_copy_is_never_made_onto_its_own_folder(
     code, _, err = call("train", str(toy.folder), "--out", str(toy.folder.parent))
     assert code == 2
     assert "the folder itself" in err
+
+
+def test_a_copy_follows_its_folder_and_a_refused_change_leaves_no_trace(
+    make_toy: Callable[..., Any],
+    tiny_backbone: TinyBackbone,
+    tmp_path: Path,
+    call: Callable[..., Any],
+) -> None:
+    toy = make_toy("likelihood", tmp_path, steps=2)
+    out = tmp_path / "out"
+    backbone = ("--backbone", str(tiny_backbone.path))
+    train = ("train", str(toy.folder), *backbone, "--out", str(out))
+
+    def recorded() -> Any:
+        return json.loads((out / "toy-skill" / "metrics.json").read_text())
+
+    assert call(*train)[0] == 0
+    assert recorded()["training"]["rank"] == 4
+    code, _, err = call(*train, "--with", "rnk=3")
+    assert (code, "rnk" in err) == (2, True)
+    settings = json.loads((toy.folder / "train.yaml").read_text())
+    (toy.folder / "train.yaml").write_text(json.dumps(settings | {"rank": 2}))
+    rows = (toy.folder / "rows.jsonl").read_text().splitlines(keepends=True)
+    (toy.folder / "rows.jsonl").write_text("".join(rows[:12]))
+    assert call(*train)[0] == 0
+    assert recorded()["training"]["rank"] == 2
+    assert sum(recorded()["data"][0][part] for part in ("train_rows", "tuning_rows")) == 12
+
+
+@pytest.mark.parametrize(
+    ("kind", "spoil", "message"),
+    [
+        ("choice", lambda r: r["expected"].update(answer="green"), "'green', not one of"),
+        ("choice", lambda r: r.pop("expected"), "says not what is `expected`"),
+        ("choice", lambda r: r["input"].update(document=5), "input does not fit: document"),
+        ("choice", lambda r: r["expected"].update(evidence=["abc"]), "evidence/0: a stretch is"),
+        (
+            "choice",
+            lambda r: r["expected"].update(evidence=[{"start": 4, "end": 4000}]),
+            "4 to 4000 is no stretch of a document of",
+        ),
+        ("choice", lambda r: r.update(expected="red"), "no object with answer"),
+        ("marks", lambda r: r["expected"]["marks"][0].update(label="green"), "'green' is not one"),
+        ("generate", lambda r: r.update(expected={"sad": "red"}), "('sad' was unexpected)"),
+    ],
+)
+def test_a_row_that_cannot_be_learnt_from_is_named_by_its_line(
+    make_toy: Callable[..., Any],
+    tiny_backbone: TinyBackbone,
+    tmp_path: Path,
+    call: Callable[..., Any],
+    kind: str,
+    spoil: Callable[[dict[str, Any]], Any],
+    message: str,
+) -> None:
+    toy = make_toy(kind, tmp_path, steps=2)
+    rows = [json.loads(line) for line in (toy.folder / "rows.jsonl").read_text().splitlines()]
+    spoil(rows[2])
+    lines = [json.dumps(row) for row in rows]
+    (toy.folder / "rows.jsonl").write_text("\n".join(["", *lines]))
+    code, out, err = call("train", str(toy.folder), "--backbone", str(tiny_backbone.path))
+    assert (code, out) == (2, "")
+    assert message in " ".join(err.split())
+    assert "rows.jsonl:4" in "".join(err.split())

@@ -1,0 +1,138 @@
+"""The space of a search: refused in the file, or before any trial, where it cannot be tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from agentkit.errors import SkillError
+from agentkit.training.spec import TrainSpec, load_train_spec
+from agentkit.training.train import train_skill
+
+SMALLEST = "data: [{path: rows.jsonl}]\n"
+
+
+def loaded(folder: Path, text: str) -> TrainSpec:
+    path = folder / "train.yaml"
+    path.write_text(SMALLEST + text, encoding="utf-8")
+    return load_train_spec(path)
+
+
+def trained(toy: Any) -> dict[str, Any]:
+    console = Console(quiet=True)
+    return train_skill(
+        toy.folder, settings=toy.settings, data_dir=toy.folder, console=console
+    ).metrics
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("quantization: int8\nsearch: {method: [dora]}", "dora needs the weights' norms"),
+        ("quantization: nf4\nsearch: {method: [lora, dora]}", "dora needs the weights' norms"),
+        ("search: {learning_rate: [2e-3, 1e-4]}", "search.learning_rate: Value error, the least"),
+        ("search: {learning_rate: [0, 1e-4]}", "search.learning_rate.0: Input should be greater"),
+        ("search: {learning_rate: [1e-4, .inf]}", "search.learning_rate.1: Input should be a fini"),
+        ("search: {rank: [0]}", "search.rank.0: Input should be greater than or equal to 1"),
+        ("search: {rank: [4, 512]}", "search.rank.1: Input should be less than or equal to 256"),
+        ("search: {reduction_factor: [0.5]}", "search.reduction_factor.0: Input should be greater"),
+        ("search: {virtual_tokens: [0]}", "search.virtual_tokens.0: Input should be greater"),
+        ("search: {layers: [all, auto]}", 'search.layers.1: Value error, "auto" is measured'),
+        ("size: auto\nsearch: {}", "size: auto would overrule what search finds of rank"),
+        ("size: auto\nsearch: {rank: [8]}", "write `rank: []` in search"),
+        (
+            "size: auto\nmethod: bottleneck\nsearch: {reduction_factor: [4, 8]}",
+            "would overrule what search finds of reduction_factor",
+        ),
+        ("size: auto\nsearch: {method: [head], rank: []}", "a task head alone has no size"),
+        (
+            "method: bottleneck\nsearch: {rank: [4]}",
+            "search.rank: none of the tried methods has it",
+        ),
+        ("search: {method: [prefix, head], rank: [4, 8]}", "methods has it (prefix, head)"),
+        ("search: {reduction_factor: [4, 8]}", "search.reduction_factor: none of the"),
+        ("method: hybrid\nsearch: {virtual_tokens: [4, 8]}", "search.virtual_tokens: none of"),
+    ],
+)
+def test_a_space_that_cannot_be_tried_is_refused_with_the_file(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(SkillError) as raised:
+        loaded(tmp_path, text)
+    assert message in str(raised.value)
+    assert raised.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "search: {learning_rate: [1e-3, 1e-3]}",
+        "size: auto\nsearch: {rank: []}",
+        "size: auto\nmethod: bottleneck\nsearch: {}",
+        "size: auto\nmethod: hybrid\nsearch: {rank: [], reduction_factor: [4, 8]}",
+        "search: {method: [lora, prefix], rank: [4, 8], virtual_tokens: [4, 8]}",
+        "method: prefix\nsearch: {minutes: 5}",
+    ],
+)
+def test_a_space_that_can_be_tried_is_taken(tmp_path: Path, text: str) -> None:
+    assert loaded(tmp_path, text).search is not None
+
+
+@pytest.mark.parametrize(
+    ("space", "where"),
+    [
+        ({"layers": ["2-3", "40-50"]}, "search.layers"),
+        ({"method": ["lora", "head"]}, "search.meth"),
+    ],
+)
+def test_what_the_skill_or_the_backbone_lacks_is_said_before_any_trial(
+    make_toy: Callable[..., Any], tmp_path: Path, space: dict[str, Any], where: str
+) -> None:
+    toy = make_toy("generate", tmp_path, search=space | {"trials": 1})
+    with pytest.raises(SkillError) as raised:
+        trained(toy)
+    assert where in str(raised.value)
+    assert "auto" not in str(raised.value)
+    assert not list(toy.settings.home.rglob("search.sqlite"))
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "choices", "left_out"),
+    [
+        ("bottleneck", "reduction_factor", [4.0, 8.0], {"rank", "virtual_tokens"}),
+        ("prefix", "virtual_tokens", [2, 4], {"rank", "reduction_factor"}),
+    ],
+)
+def test_a_study_varies_what_its_method_has(
+    make_toy: Callable[..., Any],
+    tmp_path: Path,
+    method: str,
+    name: str,
+    choices: list[float],
+    left_out: set[str],
+) -> None:
+    pytest.importorskip("optuna")
+    more = {"layers": "all", "search": {"trials": 2, name: choices}}
+    toy = make_toy("generate", tmp_path, steps=4, method=method, **more)
+    metrics = trained(toy)
+    for trial in metrics["search"]["trials"]:
+        assert trial["settings"][name] in choices
+        assert not left_out & set(trial["settings"])
+    assert metrics["training"][name] == metrics["search"]["best"][name]
+
+
+def test_methods_of_a_study_are_each_tried_with_sizes_of_their_own(
+    make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("optuna")
+    sizes = {"rank": [2, 4], "reduction_factor": [4.0, 8.0]}
+    space = {"trials": 6, "method": ["lora", "bottleneck", "hybrid"], **sizes}
+    toy = make_toy("generate", tmp_path, steps=4, search=space)
+    has = {"lora": {"rank"}, "bottleneck": {"reduction_factor"}, "hybrid": set(sizes)}
+    trials = [trial["settings"] for trial in trained(toy)["search"]["trials"]]
+    assert len({trial["method"] for trial in trials}) > 1
+    assert all(set(trial) & set(sizes) == has[trial["method"]] for trial in trials)
