@@ -7,8 +7,7 @@
 - reporting: the ToS;DR services and clauses of CUAD contracts that its train.yaml leaves out, and
   tldrlegal; of tldrlegal and of contracts' sentences, and rules made of these, if it names them,
   what it leaves out. Beside it the nearest training row by TF-IDF, its labels by the vote of seven,
-  and of tldrlegal the passage's first sentence as it stands. People's summaries are what is right
-  there, whatever the adapter was taught to say.
+  and of tldrlegal the passage's first sentence as it stands.
 
 Intervals are bootstraps over documents. The frozen backbone answers with the same prompt, schema
 and scoring; a probe reads it anyhow. Where a task head answers or chooses, the same head is trained
@@ -191,16 +190,13 @@ def reporting(options: argparse.Namespace) -> Iterable[Measured]:
     terms = of(split.train, "tosdr/", "tldrlegal/")
     yield "ToS;DR held out", of(split.holdout, "tosdr/"), of(terms, "tosdr/")
     taught = {source.dataset for source in spec_of("reporting").data}
-    plain = DataSpec(
-        dataset="tldrlegal", input={"quote": "original"}, expected={"statement": "summary"}
-    )
-    people = only("reporting", options, plain)
-    terms = summarised(terms, people)
     if "tldrlegal" in taught:
-        unseen = {row.group for row in split.holdout}
-        yield "tldrlegal held out", [row for row in people if row.group in unseen], terms
+        yield "tldrlegal held out", unrated(of(split.holdout, "tldrlegal/")), terms
     else:
-        yield "tldrlegal", people, terms
+        plain = DataSpec(
+            dataset="tldrlegal", input={"quote": "original"}, expected={"statement": "summary"}
+        )
+        yield "tldrlegal", only("reporting", options, plain), terms
     yield (
         "contract clauses held out",
         of(split.holdout, "cuad/", category=True),
@@ -214,17 +210,6 @@ def reporting(options: argparse.Namespace) -> Iterable[Measured]:
         )
     if rules := of(split.holdout, "cuad/", rule=True)[::RULES_EACH]:
         yield "rules held out", unrated(rules), of(split.train, "cuad/", "contract_nli/", rule=True)
-
-
-def summarised(rows: Iterable[Row], people: Iterable[Row]) -> list[Row]:
-    """Rows with the statement that people gave of the same passage, where there is one."""
-    said = {row.input["quote"]: row.expected["statement"] for row in people}
-    return [
-        replace(row, expected=row.expected | {"statement": said[row.input["quote"]]})
-        if row.input.get("quote") in said
-        else row
-        for row in rows
-    ]
 
 
 def lead(rows: Sequence[Row]) -> list[Prediction]:

@@ -13,7 +13,23 @@ skill's rows. Texts stay where they are: nothing of a data set is copied into th
 | cuad_sentences | the same, asked what its sentences say and deny | CC BY 4.0 | as contract_nli |
 | tosdr | ToS;DR | CC BY-SA 3.0 | quote, statement, rating, and topic if named |
 | tosdr_pages | the same, joined into pages | CC BY-SA 3.0 | as contract_nli |
-| tldrlegal | plain-English summaries (Manor and Li, 2019) | Apache-2.0 | original, summary, lead |
+| tldrlegal | plain-English summaries (Manor and Li, 2019) | Apache-2.0 | original, summary |
+
+The files, each of JSON lines that may have more fields than these:
+
+| file | a line |
+|---|---|
+| `contract_nli/dev.jsonl.gz`, `contract_nli/train_full_50.jsonl.gz` | `text`; `spans`, pairs of \
+offsets; `annotations`: by hypothesis `choice` and the numbers of its `spans` |
+| `contract_nli/train_evidence.jsonl.gz` | `doc`, `hypothesis_id`, `label`, `evidence` and \
+`random_spans` (passages, a line each) |
+| `contract_nli/hypotheses.json` | one object: by id `{"hypothesis": ...}` |
+| `cuad/contracts.jsonl.gz` | `title`, `text`; `labels`: by category `clauses` and `answer` |
+| `tosdr/clauses.jsonl.gz` | `services`, `quote`, `case` (the statement), `rating` |
+| `plain_english/tldrlegal.jsonl.gz` | `doc`, `original`, `summary` |
+
+Texts are as published; CUAD's `title` is the name of the contract's file, whose first part is the
+filer.
 """
 
 from __future__ import annotations
@@ -273,31 +289,14 @@ def _tosdr_pages(
             }
 
 
-def _tldrlegal(
-    folder: Path, rng: random.Random, *, lead_within: int | None = None
-) -> Iterator[Record]:
-    """Passages, their summaries, and each one's first sentence of 5 to 40 words as its `lead`.
-
-    With `lead_within`, only passages that have one among so many first characters.
-    """
+def _tldrlegal(folder: Path, rng: random.Random) -> Iterator[Record]:
     for row in read_jsonl(folder / "plain_english" / "tldrlegal.jsonl.gz"):
-        said = _lead(row["original"][:lead_within])
-        if len(row["summary"]) >= 12 and (said or lead_within is None):
+        if len(row["summary"]) >= 12:
             yield {
                 "group": f"tldrlegal/{row['doc']}",
                 "original": row["original"],
                 "summary": row["summary"],
-                "lead": said,
             }
-
-
-def _lead(text: str) -> str:
-    """The first sentence that says something in few words; empty where there is none.
-
-    The text has no capitals, which tell elsewhere whether a full stop ends a sentence.
-    """
-    whole = (one for one in re.split(r"(?<=\.)\s+", text.strip()) if one.endswith("."))
-    return next((one for one in whole if 5 <= len(one.split()) <= 40), "")
 
 
 _LOADERS: dict[str, Callable[..., Iterator[Record]]] = {

@@ -232,25 +232,6 @@ def test_summaries_come_with_their_originals(tmp_path: Path) -> None:
     assert row["summary"] == "You may copy it."
 
 
-@pytest.mark.parametrize(
-    ("original", "said"),
-    [
-        ("hi all. you may copy it as you like. keep it.", "you may copy it as you like."),
-        ("write to x.org for help with it. thanks.", "write to x.org for help with it."),
-        (" ".join(["word"] * 41) + ". and that is all there is.", "and that is all there is."),
-        ("no more than that", ""),
-    ],
-)
-def test_a_lead_is_the_first_sentence_that_says_something(
-    tmp_path: Path, original: str, said: str
-) -> None:
-    row = {"doc": 1, "original": original, "summary": "You may copy it."}
-    write(tmp_path / "plain_english" / "tldrlegal.jsonl.gz", [row])
-    assert [one["lead"] for one in load_dataset("tldrlegal", tmp_path)] == [said]
-    assert len(load_dataset("tldrlegal", tmp_path, lead_within=900)) == bool(said)
-    assert not load_dataset("tldrlegal", tmp_path, lead_within=original.find(said) + 4)
-
-
 def test_every_data_set_names_its_licence_and_files(nli: Path, contracts: Path) -> None:
     with pytest.raises(InputError) as raised:
         load_dataset("unknown", nli)
