@@ -188,10 +188,12 @@ def _train(
                 words = token_words(tokenizer)
                 fit_probe(head, train_packs, states, words, split.train, progress)
         figures = {"untrained": measure_packs(pack_model, tuning_packs, states, manifest)}
+    if spec.start_from:  # where all layers are, which the weights are named by
+        # A probe is fitted anew, so that an adapter will do that has none.
+        taught = None if isinstance(head, LinearProbe) else head
+        start_from(attached, taught, skill / spec.start_from)
+    with layers_only(decoder, range(lowest, count), final_norm=True):
         if spec.start_from:
-            # A probe is fitted anew, so that an adapter will do that has none.
-            taught = None if isinstance(head, LinearProbe) else head
-            start_from(attached, taught, skill / spec.start_from)
             figures["start"] = measure_packs(pack_model, tuning_packs, states, manifest)
         earlier = seconds_before(checkpoints)
         history: list[dict[str, float]] = []
