@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from safetensors.torch import save_file
+from safetensors.torch import save
 from transformers import AutoTokenizer, set_seed
 
 from agentkit import models
@@ -292,14 +292,15 @@ def _save(
     # In the type of the backbone that it was trained against: bfloat16 halves what is stored.
     tensors = {name: t.detach().to(dtype).contiguous() for name, t in attached.tensors().items()}
     named = {"format": "pt", BACKBONE_KEY: fingerprint}
+    # Written by us: `save_file` leaves files that nobody but their owner may read.
     if tensors:
-        save_file(tensors, fresh / "adapter_model.safetensors", metadata=named)
+        (fresh / "adapter_model.safetensors").write_bytes(save(tensors, metadata=named))
         config = json.dumps(attached.config(), indent=2, sort_keys=True)
         (fresh / "adapter_config.json").write_text(config + "\n", encoding="utf-8")
     if head is not None:
         state = {name: t.contiguous() for name, t in head.state_dict().items()}
         metadata = {"format": "pt"} if tensors else named
-        save_file(state, fresh / "head.safetensors", metadata=metadata | {KIND: head.kind})
+        (fresh / "head.safetensors").write_bytes(save(state, metadata | {KIND: head.kind}))
     for file in ("adapter_config.json", "head.safetensors", "adapter_model.safetensors"):
         if (fresh / file).exists():
             (fresh / file).replace(skill / file)

@@ -179,6 +179,13 @@ def test_nothing_it_leaves_names_the_machine(done: Done) -> None:
     assert config["layers_to_transform"] == [2, 3]
 
 
+def test_whoever_may_read_a_skills_card_may_read_its_weights(done: Done) -> None:
+    files = [path for path in done.toy.folder.iterdir() if path.suffix in (".safetensors", ".json")]
+    modes = {path.stat().st_mode for path in files}
+    assert len(files) > 2
+    assert len(modes) == 1
+
+
 def test_an_adapter_names_its_modules_in_order(done: Done) -> None:
     modules = json.loads((done.toy.folder / "adapter_config.json").read_text())["target_modules"]
     assert len(modules) > 1
