@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentkit.advise.rules import SIZES
 from agentkit.errors import InputError
+from agentkit.training.spec import SIZED_BY
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,5 @@ def _of_training(record: Mapping[str, Any], file: Path, method: str) -> list[Mea
 
 def _size(training: Mapping[str, Any], method: str) -> str:
     """The settings that are the method's size: a record has those of all methods."""
-    return "".join(
-        f"{name.replace('_', ' ')} {training.get(name)}, " for name in SIZES.get(method, ())
-    )
+    sizes = {str(one): names for one, names in SIZED_BY.items()}.get(method, ())
+    return "".join(f"{name.replace('_', ' ')} {training.get(name)}, " for name in sizes)

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from agentkit.advise.memory import way
 from agentkit.advise.situation import Situation
+from agentkit.training.spec import SIZED_BY, Method
 from agentkit.types import Json
 
 
@@ -23,15 +24,6 @@ class Advice:
     value: Json
     reason: str
 
-
-SIZES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("lora", "dora", "alora"), ("rank",)),
-    "bottleneck": ("reduction_factor",),
-    "hybrid": ("rank", "reduction_factor"),
-    "prefix": ("virtual_tokens",),
-    "head": (),
-}
-"""What sets the size of what each method trains."""
 
 Holds: TypeAlias = Callable[[Situation], bool]
 Value: TypeAlias = Callable[[Situation], Json]
@@ -73,13 +65,14 @@ def _worth_trials(s: Situation) -> bool:
     return s.rows >= 1000 and s.updates in ("rarely", "monthly") and not _recomputed(s)
 
 
-def _method(s: Situation) -> str:
-    return str(next(r.value(s) for r in RULES if r.setting == "method" and r.holds(s)))
+def _method(s: Situation) -> Method:
+    method: Method = next(r.value(s) for r in RULES if r.setting == "method" and r.holds(s))
+    return method
 
 
 def _without(size: str) -> Holds:
     """Whether the method's size is not set by this."""
-    return lambda s: size not in SIZES[_method(s)]
+    return lambda s: size not in SIZED_BY[_method(s)]
 
 
 RULES: tuple[Rule, ...] = (
