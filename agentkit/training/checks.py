@@ -64,8 +64,10 @@ def _problem_of(manifest: Manifest, row: Row) -> str | None:
         problem = problem_with(manifest.output, expected)
         return f"what is expected does not fit: {problem}" if problem else None
     if not isinstance(row.expected, Mapping):
-        return f"what is expected is no object with {', '.join(_fields(answer))}"
-    named = {*manifest.output.get("properties", row.expected), *_fields(answer)}
+        wanted = [answer.field] if isinstance(answer, ChoiceAnswer) else list(answer.fields)
+        return f"what is expected is no object with {', '.join(wanted)}"
+    named = {*manifest.output.get("properties", row.expected), *_stretch_fields(answer)}
+    named |= {answer.field} if isinstance(answer, ChoiceAnswer) else set()
     if unknown := [name for name in row.expected if name not in named]:
         return f"what is expected has {unknown[0]!r}, which the output has not"
     if isinstance(answer, ChoiceAnswer) and row.expected.get(answer.field) not in answer.choices:
@@ -79,10 +81,11 @@ def _scored(expected: Json) -> Json:
     return {"score": 1.0, **expected} if isinstance(expected, Mapping) else expected
 
 
-def _fields(answer: ChoiceAnswer | MarksAnswer) -> list[str]:
+def _stretch_fields(answer: ChoiceAnswer | MarksAnswer) -> list[str]:
+    """The fields that list stretches of the document."""
     if isinstance(answer, MarksAnswer):
         return list(answer.fields)
-    return [name for name in (answer.field, answer.evidence_field) if name]
+    return [answer.evidence_field] if answer.evidence_field else []
 
 
 def _misplaced(manifest: Manifest, row: Row, answer: ChoiceAnswer | MarksAnswer) -> Iterator[str]:
@@ -90,7 +93,7 @@ def _misplaced(manifest: Manifest, row: Row, answer: ChoiceAnswer | MarksAnswer)
     field = manifest.retrieval.document
     text = row.input.get(field) if field and isinstance(row.input, Mapping) else None
     length = len(text) if isinstance(text, str) else 0
-    for name in _fields(answer)[isinstance(answer, ChoiceAnswer) :]:
+    for name in _stretch_fields(answer):
         stretches = row.expected.get(name) or []
         if not isinstance(stretches, list):
             yield f"{name} is no list of stretches of the document"

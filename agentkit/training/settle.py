@@ -44,6 +44,8 @@ def settle(
     measured go into the skill folder.
     Raises `SkillError` for modules or layers that the backbone does not have.
     """
+    for name in ("layers.svg", "search.svg"):  # an earlier training's
+        (skill / name).unlink(missing_ok=True)
     if spec.method == "head":
         return _head_alone(spec, head)
     count = int(model.config.num_hidden_layers)
@@ -63,8 +65,6 @@ def settle(
         )
     else:
         choice = LayerChoice(given_layers(spec.layers, count), "given")
-    for name in ("layers.svg", "search.svg"):  # an earlier training's
-        (skill / name).unlink(missing_ok=True)
     if choice.scores:
         draw_layers(skill / "layers.svg", choice, skill.name)
     if spec.search:
