@@ -191,6 +191,18 @@ class Kit:
         """Which version of a skill serves which share of the runs."""
         return ReleaseFile(self.settings.releases_file)
 
+    def named(self, name: str) -> Skill:
+        """The skill that is served as `NAME`, or the one in a folder `NAME@VERSION`.
+
+        Raises `InputError` if there is none.
+        """
+        skills = self.skills
+        if name in skills:
+            return skills[name]
+        if "@" in name:
+            return self.find(name)
+        raise InputError(f"there is no skill {name!r}", hint=f"installed: {', '.join(skills)}")
+
     def find(self, name: str) -> Skill:
         """The skill in a folder `NAME` (or, without one, what `NAME` is served by now) or
         `NAME@VERSION`. Raises `InputError` if there is none."""

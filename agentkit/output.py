@@ -8,7 +8,7 @@ offsets are then taken from the document, so a quote cannot be wrong.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -332,10 +332,17 @@ def _validator(schema: str) -> Draft202012Validator:
     return Draft202012Validator(json.loads(schema))
 
 
-def problem_with(schema: Mapping[str, Json], value: Json) -> str | None:
-    """The first thing wrong with a value, with its place, or None."""
+def problem_with(
+    schema: Mapping[str, Json], value: Json, *, passed_over: Collection[str] = ()
+) -> str | None:
+    """The first thing wrong with a value, with its place, or None.
+
+    What a keyword of the schema that is `passed_over` forbids is not counted.
+    """
     validator = _validator(json.dumps(filled_schema(schema), sort_keys=True))
     for error in validator.iter_errors(value):
+        if error.validator in passed_over:
+            continue
         place = "/".join(str(part) for part in error.absolute_path)
         return f"{place}: {error.message[:300]}" if place else error.message[:300]
     return None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from agentkit.adapters.config import read_config
+from agentkit.adapters.head_labels import check_labels
 from agentkit.adapters.kinds import (
     AdapterConfig,
     BottleneckConfig,
@@ -186,6 +187,8 @@ def check_adapter(skill: Skill) -> None:
     else:
         bare_head_metadata(skill)
     if skill.head_weights:
+        metadata = read_header(skill.head_weights)[1]
+        check_labels(metadata, skill.manifest, where=str(skill.head_weights))
         check_finite(skill.head_weights)
 
 

@@ -60,6 +60,10 @@ def _recomputed(s: Situation) -> bool:
     return s.memory < 6 * s.weights + 1
 
 
+def _few_and_short(s: Situation) -> bool:
+    return s.document_tokens < 400 and (s.documents or s.rows) * s.document_tokens < 200_000
+
+
 def _worth_trials(s: Situation) -> bool:
     # Trials keep their activations, whatever checkpointing says.
     return s.rows >= 1000 and s.updates in ("rarely", "monthly") and not _recomputed(s)
@@ -215,6 +219,7 @@ RULES: tuple[Rule, ...] = (
         lambda s: 6,
         "few rows must be seen often; watch the tuning figures",
     ),
+    Rule("epochs", lambda s: s.rows < 1000, lambda s: 4, "fewer than 1,000 rows make few steps"),
     Rule("epochs", lambda s: s.rows < 3000, lambda s: 3, "the usual number for such a set"),
     Rule("epochs", lambda s: s.rows < 20_000, lambda s: 2, "later epochs add little"),
     Rule("epochs", _always, lambda s: 1, "one pass over so many rows"),
@@ -230,6 +235,13 @@ RULES: tuple[Rule, ...] = (
         lambda s: s.memory < max(4.0, 8 * s.weights),
         lambda s: 1024,
         "activations grow with it, and memory is short",
+    ),
+    Rule(
+        "pack_tokens",
+        _few_and_short,
+        lambda s: 512,
+        "a pack of many short documents would leave few steps to learn in: smaller ones make more "
+        "of them, in the same time",
     ),
     Rule(
         "pack_tokens",

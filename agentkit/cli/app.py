@@ -31,6 +31,11 @@ INTERRUPTED = 130
 FAILURE = 1
 BAD_INPUT = 2
 
+_RUN = "interrupted; a run that had begun goes on with: agentkit runs resume (see runs ls)"
+_TRAINING = "interrupted; the same command goes on where the training was"
+_GOES_ON = {"run": _RUN, "runs": _RUN, "train": _TRAINING}
+"""What an interrupted command leaves, to be gone on with."""
+
 app = typer.Typer(
     name="agentkit",
     help="Many narrow, measured skills out of one small open model.",
@@ -92,7 +97,7 @@ def run(arguments: Sequence[str]) -> int:
         say(_said_by_the_system(error), label="error", style="red")
         return FAILURE
     if result == INTERRUPTED:  # typer makes it of a KeyboardInterrupt
-        say("interrupted; a run that had begun goes on with: agentkit runs resume (see runs ls)")
+        say(_GOES_ON.get(next(iter(arguments), ""), "interrupted"))
     return result if isinstance(result, int) else 0
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from agentkit.evaluation.scoring import Prediction
     from agentkit.kit import Kit
     from agentkit.skill.folder import Skill
+    from agentkit.skill.manifest import Manifest
     from agentkit.training.rows import Row
 
 FAILED, SOME_FAILED = 1, 3
@@ -41,7 +42,7 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    skill: Annotated[str, typer.Argument(help="A skill's name.")],
+    skill: Annotated[str, typer.Argument(help="A skill's name, or NAME@VERSION.")],
     data: Annotated[Path, typer.Option(help='JSONL rows: {"input": {...}, "expected": {...}}.')],
     predictions: Annotated[
         Path | None, typer.Option(help="Where to write one prediction per row, in order.")
@@ -100,11 +101,7 @@ def evaluate(
         raise InputError("a baseline learns from rows", hint="give them with --train-data")
     _check_outputs(predictions, out)
     with ExitStack() as open_, Kit(settings_from(set_), skills=skills or ()) as kit:
-        if skill not in kit.skills:
-            raise InputError(
-                f"there is no skill {skill!r}", hint=f"installed: {', '.join(kit.skills)}"
-            )
-        chosen = kit.skills[skill]
+        chosen = kit.named(skill)
         if any(scorable(chosen.manifest, row.expected) for row in rows):
             check_floors(chosen.manifest)
         elif predictions is None:
@@ -113,6 +110,11 @@ def evaluate(
                 where=str(data),
                 hint='give rows an "expected", or ask for --predictions',
             )
+        unmeasured = sum(
+            row.expected is not None and not scorable(chosen.manifest, row.expected) for row in rows
+        )
+        if unmeasured:
+            say(f"{unmeasured} rows expect no field that the skill gives: not measured")
         compared = _predictors(kit, open_, chosen, base, against, learnt if baseline else [])
         if base and _shaped_head(chosen):
             say(_BASE_HEAD, label="note")
@@ -142,6 +144,9 @@ def evaluate(
     if predictions is not None:
         say(f"{len(rows)} rows, {len(errors)} failed -> {predictions}")
     _say_failed(errors, len(rows))
+    for name, subject in evaluation.others.items() if evaluation else ():
+        if subject.failed:
+            say(f"{name}: {subject.failed} rows failed, counted as wrong")
     floors = evaluation.floors(chosen.manifest) if evaluation else []
     if evaluation is not None:
         record = {
@@ -187,6 +192,8 @@ def _predictors(
 
     cheap = baselines(skill.manifest, learnt) if learnt else {}
     other = _other_version(kit, skill, against) if against is not None else None
+    if other is not None:
+        _check_comparable(skill.manifest, other.manifest, f"--against {against}")
     predictors: dict[str, Predictor] = {skill.name: served(skill)}
     if base:
         predictors["base"] = served(skill, open_.enter_context(BareEngine.open(kit.settings)))
@@ -204,8 +211,8 @@ def _other_version(kit: Kit, skill: Skill, given: str) -> Skill:
             return kit.store.admit(load_skill(Path(given), name=skill.name))
         except SkillError:
             return kit.store.admit(load_skill(Path(given)))
-    if given in kit.skills:
-        return kit.skills[given]
+    if given in kit.skills or "@" in given:
+        return kit.named(given)
     found = sorted(kit.store.directory.glob(f"{given}*")) if given.isalnum() else []
     if len(found) == 1:
         return kit.store.get(found[0].name, skill.name)
@@ -214,6 +221,19 @@ def _other_version(kit: Kit, skill: Skill, given: str) -> Skill:
         where=f"--against {given}",
         hint="give a skill folder, the digest of a version that was served, or a skill's name",
     )
+
+
+def _check_comparable(one: Manifest, other: Manifest, where: str) -> None:
+    """Raises `InputError` where another skill's answers would be wrong by their form alone."""
+    from agentkit.evaluation.scoring import expected_fields
+
+    gives, wanted = (", ".join(sorted(expected_fields(m))) or "text" for m in (other, one))
+    if one.answer.kind != other.answer.kind or gives != wanted:
+        raise InputError(
+            f"it gives {gives} ({other.answer.kind}), not {wanted} ({one.answer.kind})",
+            where=where,
+            hint="name a version of the same skill",
+        )
 
 
 def _shaped_head(skill: Skill) -> bool:

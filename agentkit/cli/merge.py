@@ -14,7 +14,7 @@ from agentkit.errors import InputError
 
 
 def merge(
-    name: Annotated[str, typer.Argument(help="A skill's name.")],
+    name: Annotated[str, typer.Argument(help="A skill's name, or NAME@VERSION.")],
     out: Annotated[Path, typer.Option(help="The folder to write; it must be new or empty.")],
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"],
@@ -33,10 +33,12 @@ def merge(
 
     settings = settings_from(set_)
     with Kit(settings, skills=skills or ()) as kit:
-        found = kit.skills
-        if name not in found:
-            raise InputError(f"there is no skill {name!r}", hint=f"installed: {', '.join(found)}")
-        skill = found[name]
+        skill = kit.named(name)
+        if not skill.adapter:
+            raise InputError(
+                f"{name} has a task head alone, which is no part of a plain model",
+                hint="nothing is to be merged: the backbone serves it as it is",
+            )
         with stderr.status(f"{name} ...") as status:
             folder = models.resolve(
                 settings.backbone, settings, "backbone", lambda text: status.update(text)

@@ -11,7 +11,7 @@ import typer
 from agentkit.cli import merge, release
 from agentkit.cli.options import AsJson, Set, Skills, settings_from
 from agentkit.cli.output import print_json, print_table, say
-from agentkit.errors import InputError, SkillError
+from agentkit.errors import SkillError
 
 app = typer.Typer(help="Installed skills and skill folders.", no_args_is_help=True)
 app.command()(merge.merge)
@@ -55,7 +55,7 @@ def list_(skills: Skills = None, set_: Set = None, as_json: AsJson = False) -> N
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A skill's name.")],
+    name: Annotated[str, typer.Argument(help="A skill's name, or NAME@VERSION.")],
     skills: Skills = None,
     set_: Set = None,
 ) -> None:
@@ -63,10 +63,7 @@ def show(
     from agentkit.kit import Kit
 
     with Kit(settings_from(set_), skills=skills or ()) as kit:
-        found = kit.skills
-    if name not in found:
-        raise InputError(f"there is no skill {name!r}", hint=f"installed: {', '.join(found)}")
-    skill = found[name]
+        skill = kit.named(name)
     metrics = skill.path / "metrics.json"
     print_json(
         {

@@ -82,6 +82,7 @@ def train(
             data_dir=data_dir,
             work=work / folder.resolve().name if work and len(chosen) > 1 else work,
             console=stderr,
+            paths_from=folder,
         ).folder
 
     def figures(trained: Path) -> Any:

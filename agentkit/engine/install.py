@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from agentkit.adapters.bottleneck import bottleneck_deltas, check_bottlenecks
+from agentkit.adapters.head_labels import check_labels
 from agentkit.adapters.heads import KIND, ChoiceHead, Head, LinearProbe, SpanLabelHead, build_head
 from agentkit.adapters.kinds import BottleneckConfig, HybridConfig, Kind, LoraConfig, PrefixConfig
 from agentkit.adapters.lora import dora_deltas, lora_deltas
@@ -237,6 +238,7 @@ def _read_head(skill: Skill, backbone: Backbone, lowest: int) -> Head | None:
         return None
     where = str(skill.head_weights)
     weights = read_tensors(skill.head_weights)
+    check_labels(weights.metadata, skill.manifest, where=where)
     tensors = {name: tensor.float() for name, tensor in weights.tensors.items()}
     head = build_head(weights.metadata.get(KIND, ""), tensors, where=where)
     width = head.hidden

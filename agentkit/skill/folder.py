@@ -259,7 +259,7 @@ def _require_adapter(folder: Path) -> None:
         raise AdapterError(
             f"{' and '.join(missing)} missing: an adapter is what makes a folder a skill",
             where=str(folder),
-            hint="save the trained PEFT model into the folder with save_pretrained",
+            hint=_how_to_get_one(folder),
         )
     size = (folder / ADAPTER_WEIGHTS).stat().st_size
     if size > MAX_WEIGHTS_BYTES:
@@ -283,8 +283,14 @@ def _require_head(manifest: Manifest, head: bool, folder: Path, *, alone: bool) 
         raise AdapterError(
             f"{ADAPTER_WEIGHTS} missing, and what the skill answers is not read off a task head",
             where=str(folder),
-            hint="save the trained PEFT model into the folder with save_pretrained",
+            hint=_how_to_get_one(folder),
         )
+
+
+def _how_to_get_one(folder: Path) -> str:
+    if (folder / "train.yaml").is_file():
+        return f"train it: agentkit train {folder}"
+    return "save the trained PEFT model into the folder with save_pretrained"
 
 
 def _read_text(folder: Path, file: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ from agentkit.training.quantized import quantize_layers
 from agentkit.training.spec import TrainSpec
 
 _CPU = torch.device("cpu")
+_PRIMITIVES = 64
+"""So many of the products that it has prepared, one for each shape, oneDNN keeps. Packs are
+of any length, with a dozen shapes each: of the 1,024 that it keeps otherwise most are never met
+again, and hold gigabytes. Preparing them anew costs a few hundredths of the time.
+"""
 
 
 def load_frozen(folder: Path, spec: TrainSpec, device: torch.device = _CPU) -> Any:
@@ -23,6 +29,8 @@ def load_frozen(folder: Path, spec: TrainSpec, device: torch.device = _CPU) -> A
     Raises `SkillError` for a backbone whose layers cannot be cut, and where what quantises it is
     not installed.
     """
+    # Read when oneDNN computes for the first time; where something has before, this does nothing.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_PRIMITIVES))
     options: dict[str, Any] = {}
     if spec.quantization == "nf4":
         options |= {"quantization_config": _nf4(spec), "device_map": {"": device}}
@@ -55,14 +63,19 @@ def decoder_of(model: Any) -> Any:
     return decoder
 
 
-def _nf4(spec: TrainSpec) -> Any:
-    """Four-bit NormalFloat, doubly quantised, as QLoRA has it (https://arxiv.org/abs/2305.14314)."""
+def check_four_bits() -> None:
+    """Raises `SkillError` where what computes with four bits is not installed."""
     if find_spec("bitsandbytes") is None:
         raise SkillError(
             "quantization nf4 needs the package 'bitsandbytes', which is not installed",
             where="train.yaml",
             hint="pip install bitsandbytes, or write `quantization: int8`, which needs nothing",
         )
+
+
+def _nf4(spec: TrainSpec) -> Any:
+    """Four-bit NormalFloat, doubly quantised, as QLoRA has it (https://arxiv.org/abs/2305.14314)."""
+    check_four_bits()
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

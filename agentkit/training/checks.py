@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from agentkit.errors import InputError, SkillError
 from agentkit.output import problem_with
 from agentkit.skill.manifest import ChoiceAnswer, GenerateAnswer, Manifest, MarksAnswer
+from agentkit.training.backbone import check_four_bits
 from agentkit.training.layer_selection import given_layers
+from agentkit.training.methods import check_prefix_layers
 from agentkit.training.packs import Pack
 from agentkit.training.rows import Row
+from agentkit.training.search import check_optuna
 from agentkit.training.spec import TrainSpec
 from agentkit.types import Json
 
@@ -37,12 +41,45 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda", 0)
 
 
-def check_rows(manifest: Manifest, rows: Iterable[Row]) -> None:
+def check_settings(spec: TrainSpec, manifest: Manifest, backbone: Path, skill: Path) -> None:
+    """Raises `SkillError` for what a `train.yaml` asks in vain, before a row is read.
+
+    `backbone` is its folder, whose configuration says how many layers there are.
+    """
+    where = str(skill / "train.yaml")
+    methods = {spec.method, *(spec.search.method if spec.search else ())}
+    if "alora" in methods and isinstance(manifest.answer, MarksAnswer):
+        raise SkillError(
+            "an activated adapter acts after the document, so it cannot learn to label it",
+            where=where,
+            hint="use lora on the upper layers",
+        )
+    if spec.quantization == "nf4":
+        check_four_bits()
+    if spec.search is not None:
+        check_optuna()
+    config: Any = AutoConfig.from_pretrained(backbone, local_files_only=True)
+    count = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
+    if count is None or spec.layers_of or spec.layers.strip() == "auto":
+        return
+    if spec.method == "prefix" and spec.search is None:
+        check_prefix_layers(given_layers(spec.layers, count), count)
+    elif spec.method != "head":
+        given_layers(spec.layers, count)
+
+
+_LENGTHS = ("maxLength",)
+"""Limits of what is served. A text beyond them can be learnt from, as far as it goes."""
+
+
+def check_rows(manifest: Manifest, rows: Iterable[Row]) -> list[Row]:
     """Raises `InputError`, with its place, for the first row that a skill cannot learn from.
 
     Its input has to meet the input schema, and what is expected the output schema: a misspelt
-    field or label would be learnt, or passed over, without a word.
+    field or label would be learnt, or passed over, without a word. Returns the rows that expect a
+    longer text than the output schema lets the skill write.
     """
+    longer = []
     for row in rows:
         if problem := _problem_of(manifest, row):
             raise InputError(
@@ -50,6 +87,9 @@ def check_rows(manifest: Manifest, rows: Iterable[Row]) -> None:
                 where=row.place or "a training row",
                 hint="skill.yaml says what the skill takes and gives",
             )
+        if isinstance(manifest.answer, GenerateAnswer) and _problem_of_text(manifest, row, ()):
+            longer.append(row)
+    return longer
 
 
 def _problem_of(manifest: Manifest, row: Row) -> str | None:
@@ -59,9 +99,7 @@ def _problem_of(manifest: Manifest, row: Row) -> str | None:
         return "it says not what is `expected`"
     answer = manifest.answer
     if isinstance(answer, GenerateAnswer):
-        given = answer.choice_field is not None and "score" in manifest.output.get("properties", {})
-        expected = _scored(row.expected) if given else row.expected
-        problem = problem_with(manifest.output, expected)
+        problem = _problem_of_text(manifest, row, _LENGTHS)
         return f"what is expected does not fit: {problem}" if problem else None
     if not isinstance(row.expected, Mapping):
         wanted = [answer.field] if isinstance(answer, ChoiceAnswer) else list(answer.fields)
@@ -74,6 +112,13 @@ def _problem_of(manifest: Manifest, row: Row) -> str | None:
         said = row.expected.get(answer.field)
         return f"{answer.field} is {said!r}, not one of {', '.join(answer.choices)}"
     return next(_misplaced(manifest, row, answer), None)
+
+
+def _problem_of_text(manifest: Manifest, row: Row, passed_over: Sequence[str]) -> str | None:
+    chosen = isinstance(manifest.answer, GenerateAnswer) and manifest.answer.choice_field
+    scored = chosen and "score" in manifest.output.get("properties", {})
+    expected = _scored(row.expected) if scored else row.expected
+    return problem_with(manifest.output, expected, passed_over=passed_over)
 
 
 def _scored(expected: Json) -> Json:
@@ -120,6 +165,21 @@ def _problem_with_stretch(stretch: Any, length: int) -> str | None:
     if not 0 <= start < end <= length:
         return f"{start} to {end} is no stretch of a document of {length} characters"
     return None
+
+
+_FEW_TO_TUNE_ON = 20
+"""Fewer questions hardly say anything of a threshold: one is worth more than five points."""
+
+
+def few_to_tune_on(manifest: Manifest, rows: int) -> str | None:
+    """What is to be told where so few answers are tuned on that they say little."""
+    asked = isinstance(manifest.answer, ChoiceAnswer) or bool(manifest.head_choices)
+    if not asked or rows >= _FEW_TO_TUNE_ON:
+        return None
+    return (
+        f"{rows} rows to tune on are few: thresholds, calibration and the figures printed rest on "
+        "them; raise `tuning`, or measure on other rows with agentkit eval"
+    )
 
 
 def check_choices(manifest: Manifest, packs: Sequence[Pack], skill: Path) -> None:

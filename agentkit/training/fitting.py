@@ -180,7 +180,11 @@ def fit(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.clock = clock
+    if before is not None:
+        console.print(f"goes on from step {_step(Path(before))} of an earlier start")
     trainer.train(resume_from_checkpoint=before)
+    if trainer.state.global_step < steps:
+        console.print(f"ended by max_minutes at step {trainer.state.global_step} of {steps}")
     return [
         {"step": entry["step"], "loss": round(float(entry["loss"]), 5)}
         for entry in trainer.state.log_history
@@ -234,7 +238,12 @@ def _last_whole(checkpoints: Path) -> str | None:
     whole: dict[int, Path] = {}
     for state in checkpoints.glob("checkpoint-*/trainer_state.json"):
         try:
-            whole[int(json.loads(state.read_text(encoding="utf-8"))["global_step"])] = state.parent
+            whole[_step(state.parent)] = state.parent
         except ValueError:
             continue  # cut short when its process was killed
     return str(whole[max(whole)]) if whole else None
+
+
+def _step(checkpoint: Path) -> int:
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return int(state["global_step"])

@@ -22,7 +22,7 @@ def read_jsonl(path: Path) -> Iterator[Record]:
 def numbered_jsonl(path: Path) -> Iterator[tuple[int, Record]]:
     """The same, each with the number of its line; empty lines count, and are left out."""
     open_text = gzip.open if path.suffix == ".gz" else open
-    with open_text(path, "rt", encoding="utf-8") as lines:
+    with open_text(path, "rt", encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:

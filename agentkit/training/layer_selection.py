@@ -43,6 +43,17 @@ class LayerChoice:
     scores: tuple[float, ...] = ()
     """By layer, larger is more important; for `validation` the loss saved by going down to it."""
 
+    @property
+    def named(self) -> str:
+        """The layers as `train.yaml` takes them: `3, 20-29`."""
+        runs: list[list[int]] = []
+        for layer in self.chosen:
+            if runs and layer == runs[-1][1] + 1:
+                runs[-1][1] = layer
+            else:
+                runs.append([layer, layer])
+        return ", ".join(f"{a}-{b}" if a < b else f"{a}" for a, b in runs)
+
     def to_json(self) -> dict[str, Any]:
         return {"chosen": list(self.chosen), "method": self.method, "scores": list(self.scores)}
 

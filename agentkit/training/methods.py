@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,10 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from agentkit.adapters.bottleneck import Bottlenecks
-from agentkit.adapters.heads import Head
 from agentkit.adapters.kinds import BottleneckConfig
-from agentkit.adapters.tensor_file import BACKBONE_KEY
 from agentkit.errors import SkillError
 from agentkit.training.packs import Pack
 from agentkit.training.spec import TrainSpec
@@ -206,12 +202,7 @@ def attach(
 
 
 def _prefix(model: Any, spec: TrainSpec, layers: Sequence[int]) -> Attached:
-    if len(layers) != int(model.config.num_hidden_layers):
-        raise SkillError(
-            "a prefix conditions every layer",
-            where="train.yaml",
-            hint="write `layers: all`, or choose another method",
-        )
+    check_prefix_layers(layers, int(model.config.num_hidden_layers))
     config = PrefixTuningConfig(
         task_type="CAUSAL_LM", num_virtual_tokens=spec.virtual_tokens, prefix_projection=False
     )
@@ -221,6 +212,16 @@ def _prefix(model: Any, spec: TrainSpec, layers: Sequence[int]) -> Attached:
         for parameter in peft.prompt_encoder.parameters():
             parameter.mul_(0.1)
     return Attached(peft)
+
+
+def check_prefix_layers(layers: Sequence[int], count: int) -> None:
+    """Raises `SkillError` where a prefix is to act on some of the `count` layers only."""
+    if len(layers) != count:
+        raise SkillError(
+            "a prefix conditions every layer",
+            where="train.yaml",
+            hint="write `layers: all`, or choose another method",
+        )
 
 
 def module_names(model: Any, spec: TrainSpec) -> tuple[str, ...]:
@@ -244,56 +245,3 @@ def module_names(model: Any, spec: TrainSpec) -> tuple[str, ...]:
             hint="leave `modules` out for all linear modules of a layer",
         )
     return spec.modules
-
-
-def check_start(folder: Path, backbone: str) -> None:
-    """Raises `SkillError` where a trained skill's weights say that another backbone is theirs.
-
-    `backbone` is a fingerprint. Weights that name none, as PEFT alone writes them, may be anyone's.
-    """
-    for weights in (folder / "adapter_model.safetensors", folder / "head.safetensors"):
-        with suppress(OSError, SafetensorError), safe_open(weights, framework="pt") as file:
-            named = (file.metadata() or {}).get(BACKBONE_KEY, backbone)
-            if named != backbone:
-                raise SkillError(
-                    f"{weights.name} was trained on the backbone {named[:12]}, not {backbone[:12]}",
-                    where=str(folder),
-                    hint="start_from names a skill that was trained on the same backbone",
-                )
-
-
-def start_from(attached: Attached, head: Head | None, folder: Path) -> None:
-    """Give a fresh adapter and head the weights of trained ones; what only they have stays fresh.
-
-    Of the head every weight of the same name and shape is taken: one for other answers shares how
-    it reads. A folder with a head alone, trained on the frozen backbone, gives that: its answers
-    are where the adapter begins. Raises `SkillError` if the folder has no adapter of this method
-    and size, or none of its tensors fits a layer that is adapted here.
-    """
-    weights = folder / "adapter_model.safetensors"
-    head_alone = head is not None and (folder / "head.safetensors").exists() > weights.exists()
-    try:
-        trained = {} if head_alone else load_file(weights)
-        read = load_file(folder / "head.safetensors") if head is not None else {}
-    except (OSError, SafetensorError) as error:
-        raise SkillError(
-            f"its adapter or its head cannot be read: {error}",
-            where=str(folder),
-            hint="start_from names the folder of a trained skill",
-        ) from error
-    fresh = attached.tensors()
-    shared = {name: tensor for name, tensor in trained.items() if name in fresh}
-    for name, tensor in shared.items():
-        if tensor.shape != fresh[name].shape:
-            raise SkillError(
-                f"{name} is {tuple(tensor.shape)}, here {tuple(fresh[name].shape)}",
-                where=str(folder),
-                hint="start_from needs an adapter of the same rank",
-            )
-    if not shared and not head_alone:
-        raise SkillError("none of its tensors fits", where=str(folder))
-    attached.load(fresh | {name: t.to(fresh[name].dtype) for name, t in shared.items()})
-    if head is not None:
-        own = dict(head.named_parameters())  # cuts are no parameters: they are chosen anew
-        fits = {n: t for n, t in read.items() if n in own and t.shape == own[n].shape}
-        head.load_state_dict(head.state_dict() | fits)

@@ -192,6 +192,11 @@ def _tried(spec: TrainSpec, space: SearchSpec, trial: Any) -> TrainSpec:
     return tried
 
 
+def check_optuna() -> None:
+    """Raises `SkillError` where the extra `search` is not installed."""
+    _optuna()
+
+
 def _optuna() -> Any:
     try:
         import optuna

@@ -34,14 +34,15 @@ def settle(
     *,
     backbone: str,
     skill: Path,
+    origin: Path,
     work: Path,
     console: Console,
 ) -> tuple[TrainSpec, LayerChoice, dict[str, Any]]:
     """The settings to train with, the layers to adapt, and what was measured to find them.
 
-    `backbone` is the model's fingerprint. What was measured is kept in `work`, so that a training
-    that was killed does not measure it again. The model is left as it was; pictures of what was
-    measured go into the skill folder.
+    `backbone` is the model's fingerprint; paths count from `origin`. What was measured is kept in
+    `work`, so that a training that was killed does not measure it again. The model is left as it
+    was; pictures of what was measured go into the skill folder.
     Raises `SkillError` for modules or layers that the backbone does not have.
     """
     for name in ("layers.svg", "search.svg"):  # an earlier training's
@@ -58,13 +59,15 @@ def settle(
         return remembered(work / "measured.json", key, find)
 
     if spec.layers_of:
-        choice = layers_of_skill(skill / spec.layers_of, count)
+        choice = layers_of_skill(origin / spec.layers_of, count)
     elif spec.layers.strip() == "auto":
         choice = LayerChoice.from_json(
             measured("layers", lambda: choose_layers(model, spec, packs, head, said=said).to_json())
         )
     else:
         choice = LayerChoice(given_layers(spec.layers, count), "given")
+    if choice.method != "given":
+        console.print(f"layers: {choice.named} ({choice.method})")
     if choice.scores:
         draw_layers(skill / "layers.svg", choice, skill.name)
     if spec.search:
@@ -78,6 +81,8 @@ def settle(
             key=checkpoint_key(spec, packs, backbone, head),
             said=said,
         )
+        best = ", ".join(f"{name} {value}" for name, value in found["search"]["best"].items())
+        console.print(f"search: {best or 'as given'} (of {len(found['search']['trials'])} trials)")
         draw_search(skill / "search.svg", found["search"], skill.name)
         if spec.layers != named:
             choice = LayerChoice(given_layers(spec.layers, count), "search")
@@ -88,6 +93,8 @@ def settle(
             lambda: size_losses(model, spec, packs, choice.chosen, head, said=said),
         )
         spec = best_size(spec, found["sizes"])
+        named = "reduction_factor" if spec.method == "bottleneck" else "rank"
+        console.print(f"size: {named} {getattr(spec, named):g}")
     return spec, choice, found
 
 

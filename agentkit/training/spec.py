@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -17,9 +17,11 @@ from pydantic import (
     model_validator,
 )
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from agentkit.errors import SkillError
+from agentkit.skill.guarded_yaml import KeyPath, YamlSource
 from agentkit.training.layer_selection import Importance
 
 Method: TypeAlias = Literal["lora", "dora", "alora", "bottleneck", "hybrid", "prefix", "head"]
@@ -245,17 +247,40 @@ def change_train_spec(path: Path, changes: Mapping[str, Any], into: Path) -> Non
 
 
 def load_train_spec(path: Path) -> TrainSpec:
-    """Read a `train.yaml`. Raises `SkillError` naming the file and the offending key."""
+    """Read a `train.yaml`. Raises `SkillError` with `file:line:column` and the offending key."""
     try:
-        data = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-        return TrainSpec.model_validate(data or {})
-    except OSError as error:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
         raise SkillError(
             "cannot read it", where=str(path), hint="a skill is trained from its train.yaml"
         ) from error
+    try:
+        value, written = YAML(typ="safe").load(text), YAML().load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        problem = error.problem or error.context
+        raise SkillError(f"not valid YAML: {problem}", where=place) from error
     except YAMLError as error:
         raise SkillError(f"not valid YAML: {error}", where=str(path)) from error
+    try:
+        return TrainSpec.model_validate({} if value is None else value)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise SkillError(f"{key}: {first['msg']}", where=str(path)) from error
+        source = YamlSource(value, str(path), dict(_positions(written)))
+        within: dict[str, type[_Frozen]] = {"search": SearchSpec, "data": DataSpec}
+        keys = error.errors()[0]["loc"]
+        of = within.get(str(keys[0]), TrainSpec) if len(keys) > 1 else TrainSpec
+        raise source.error(error, SkillError, tuple(of.model_fields)) from error
+
+
+def _positions(written: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, tuple[int, int]]]:
+    """Where each key and list item begins, 1-based; anchors, which `parse_yaml` refuses, too."""
+    if isinstance(written, CommentedMap):
+        places = [(key, written.lc.key(key)) for key in written]
+    elif isinstance(written, CommentedSeq):
+        places = [(at, written.lc.item(at)) for at in range(len(written))]
+    else:
+        return
+    for key, (line, column) in places:
+        yield (*path, key), (line + 1, column + 1)
+        yield from _positions(written[key], (*path, key))

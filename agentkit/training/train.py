@@ -24,6 +24,7 @@ from safetensors.torch import save
 from transformers import AutoTokenizer, set_seed
 
 from agentkit import models
+from agentkit.adapters.head_labels import labels_metadata
 from agentkit.adapters.heads import KIND, ChoiceHead, Head, LinearProbe, SpanLabelHead
 from agentkit.adapters.tensor_file import BACKBONE_KEY
 from agentkit.errors import InputError, SkillError
@@ -37,7 +38,9 @@ from agentkit.training.checks import (
     check_depth,
     check_probe,
     check_rows,
+    check_settings,
     device_of,
+    few_to_tune_on,
 )
 from agentkit.training.fitting import checkpoint_key, fit, seconds_before
 from agentkit.training.layer_selection import LayerChoice
@@ -45,13 +48,14 @@ from agentkit.training.linear_probe import fit_probe, token_words
 from agentkit.training.lower import LowerStates, layers_only, recomputed
 from agentkit.training.measure import calibrate, measure_packs
 from agentkit.training.meter import Meter
-from agentkit.training.methods import Attached, attach, check_start, start_from
+from agentkit.training.methods import Attached, attach
 from agentkit.training.model import PackModel, trained_tensors
 from agentkit.training.packs import Pack, Packer
 from agentkit.training.record import write_record
 from agentkit.training.rows import Split, load_rows
 from agentkit.training.settle import settle
 from agentkit.training.spec import TrainSpec, change_train_spec, load_train_spec
+from agentkit.training.start import Start, check_start, read_start
 from agentkit.training.workplace import alone_in
 
 WRITTEN = (
@@ -80,11 +84,14 @@ def train_skill(
     data_dir: Path,
     work: Path | None = None,
     console: Console | None = None,
+    paths_from: Path | None = None,
 ) -> Trained:
     """Train the adapter of a skill folder as its `train.yaml` says.
 
     `work` holds the lower layers' states and the checkpoints (by default under
     `settings.home/training/<name>`); a second call with the same `train.yaml` goes on from there.
+    Relative paths in `train.yaml` count from `paths_from` (by default the folder; for a copy, the
+    folder that it was made of).
     Raises `SkillError` or `InputError` for a folder or data that cannot be trained from.
     """
     console = console or Console(stderr=True)
@@ -95,11 +102,13 @@ def train_skill(
         torch.set_num_threads(settings.threads)
     set_seed(spec.seed)
     with alone_in(work), Meter() as meter:
-        return _train(skill, manifest, spec, settings, data_dir, work, console, meter)
+        origin = paths_from or skill
+        return _train(skill, origin, manifest, spec, settings, data_dir, work, console, meter)
 
 
 def _train(
     skill: Path,
+    origin: Path,
     manifest: Manifest,
     spec: TrainSpec,
     settings: Settings,
@@ -109,21 +118,19 @@ def _train(
     meter: Meter,
 ) -> Trained:
     backbone = models.resolve(settings.backbone, settings, "backbone")
+    check_settings(spec, manifest, backbone, skill)
     console.print(f"{manifest.name}: reading rows")
-    split = load_rows(spec, skill=skill, data_dir=data_dir)
-    check_rows(manifest, (*split.train, *split.tuning))
+    split = load_rows(spec, skill=origin, data_dir=data_dir)
+    if longer := check_rows(manifest, (*split.train, *split.tuning)):
+        console.print(
+            f"{manifest.name}: rows that expect a longer text than skill.yaml lets it write: "
+            f"{len(longer)}, the first of {longer[0].place}"
+        )
     tokenizer = AutoTokenizer.from_pretrained(backbone, local_files_only=True)
     packer = Packer(tokenizer, frame_of(tokenizer), manifest, spec.pack_tokens)
     train_packs = _thin(packer.pack(split.train), manifest, spec)
     tuning_packs = packer.pack(split.tuning)
     tuning_packs = tuning_packs[:: -(-len(tuning_packs) // spec.tuning_packs) or 1]
-    methods = {spec.method, *(spec.search.method if spec.search else ())}
-    if "alora" in methods and isinstance(manifest.answer, MarksAnswer):
-        raise SkillError(
-            "an activated adapter acts after the document, so it cannot learn to label it",
-            where=str(skill / "train.yaml"),
-            hint="use lora on the upper layers",
-        )
     if not train_packs:
         raise InputError("the training rows make no pack", where=str(skill / "train.yaml"))
     check_choices(manifest, train_packs, skill)
@@ -132,6 +139,8 @@ def _train(
         f"{sum(len(p.ids) for p in train_packs):,} tokens an epoch; "
         f"{len(split.tuning)} rows to tune on"
     )
+    if said := few_to_tune_on(manifest, len(split.tuning)):
+        console.print(f"{manifest.name}: {said}")
 
     device = device_of(settings.device)
     model = load_frozen(backbone, spec, device)
@@ -144,7 +153,7 @@ def _train(
         check_probe(spec, count, skill)
     fingerprint = models.fingerprint(backbone)
     if spec.start_from:
-        check_start(skill / spec.start_from, fingerprint)
+        check_start(origin / spec.start_from, fingerprint)
     spec, choice, found = settle(
         spec,
         model,
@@ -152,6 +161,7 @@ def _train(
         head,
         backbone=fingerprint,
         skill=skill,
+        origin=origin,
         work=work,
         console=console,
     )
@@ -159,6 +169,14 @@ def _train(
     if isinstance(head, LinearProbe):
         check_depth(lowest, count, skill)
         head.layer.fill_(lowest)
+    set_seed(spec.seed)  # whatever was probed, the training is the same
+    attached = attach(model, spec, choice.chosen, _invocation(tokenizer))
+    start: Start | None = None
+    if spec.start_from:  # read while all layers are there, which its weights are named by
+        # A probe is fitted anew, so that an adapter will do that has none.
+        taught = None if isinstance(head, LinearProbe) else head
+        start = read_start(attached, taught, origin / spec.start_from)
+        console.print(f"{manifest.name}: {start.said}")
     states = LowerStates(
         work / "lower-states.bin",
         hidden=hidden,
@@ -178,9 +196,6 @@ def _train(
     if spec.quantization != "nf4":  # its parameters cannot be emptied
         states.release([*train_packs, *tuning_packs])
 
-    set_seed(spec.seed)  # whatever was probed, the training is the same
-    invocation = _invocation(tokenizer)
-    attached = attach(model, spec, choice.chosen, invocation)
     with layers_only(decoder, range(lowest, count), final_norm=True):
         pack_model = PackModel(decoder, model.lm_head, head, spec.evidence_weight, attached)
         if isinstance(head, LinearProbe):  # what it chooses is the bare backbone's choice
@@ -188,12 +203,10 @@ def _train(
                 words = token_words(tokenizer)
                 fit_probe(head, train_packs, states, words, split.train, progress)
         figures = {"untrained": measure_packs(pack_model, tuning_packs, states, manifest)}
-    if spec.start_from:  # where all layers are, which the weights are named by
-        # A probe is fitted anew, so that an adapter will do that has none.
-        taught = None if isinstance(head, LinearProbe) else head
-        start_from(attached, taught, skill / spec.start_from)
+    if start is not None:  # where all layers are, as when it was read
+        start.give(attached, None if isinstance(head, LinearProbe) else head)
     with layers_only(decoder, range(lowest, count), final_norm=True):
-        if spec.start_from:
+        if start is not None:
             figures["start"] = measure_packs(pack_model, tuning_packs, states, manifest)
         earlier = seconds_before(checkpoints)
         history: list[dict[str, float]] = []
@@ -211,7 +224,8 @@ def _train(
         pack_model.eval()
         calibrate(pack_model, tuning_packs, states)
         figures["trained"] = measure_packs(pack_model, tuning_packs, states, manifest)
-    folder = _save(skill, attached, pack_model.head, fingerprint, getattr(torch, spec.dtype))
+    dtype = getattr(torch, spec.dtype)
+    folder = _save(skill, manifest, attached, pack_model.head, fingerprint, dtype)
     metrics = _metrics(spec, split, settings, fingerprint, train_packs)
     metrics |= {
         "seconds": round(earlier + meter.seconds, 1),
@@ -280,7 +294,12 @@ def _new_head(manifest: Manifest, hidden: int) -> Head | None:
 
 
 def _save(
-    skill: Path, attached: Attached, head: Head | None, fingerprint: str, dtype: torch.dtype
+    skill: Path,
+    manifest: Manifest,
+    attached: Attached,
+    head: Head | None,
+    fingerprint: str,
+    dtype: torch.dtype,
 ) -> Path:
     """Write adapter and head into the skill folder, each file whole or not at all.
 
@@ -300,7 +319,8 @@ def _save(
     if head is not None:
         state = {name: t.contiguous() for name, t in head.state_dict().items()}
         metadata = {"format": "pt"} if tensors else named
-        (fresh / "head.safetensors").write_bytes(save(state, metadata | {KIND: head.kind}))
+        metadata |= {KIND: head.kind} | labels_metadata(manifest)
+        (fresh / "head.safetensors").write_bytes(save(state, metadata))
     for file in ("adapter_config.json", "head.safetensors", "adapter_model.safetensors"):
         if (fresh / file).exists():
             (fresh / file).replace(skill / file)

@@ -55,6 +55,7 @@ def settled_head(spec: TrainSpec) -> TrainSpec:
         ChoiceHead(4, 2),
         backbone="",
         skill=folder,
+        origin=folder,
         work=folder,
         console=Console(),
     )
@@ -85,7 +86,8 @@ def test_each_settings_last_rule_always_holds() -> None:
 def test_every_rule_decides_in_some_situation() -> None:
     reached = set()
     for situation in (
-        *(replace(USUAL, rows=rows) for rows in (50, 300, 2000, 10_000, 50_000)),
+        *(replace(USUAL, rows=rows) for rows in (50, 300, 700, 2000, 10_000, 50_000)),
+        replace(USUAL, rows=500, document_tokens=60),
         *(replace(USUAL, memory=memory) for memory in (1.41, 2.5, 8, 32)),
         *(replace(USUAL, parameters=7e9, memory=memory) for memory in (10, 14)),
         *(replace(USUAL, tasks=200, rows=rows, gpu=True) for rows in (300, 2000, 40_000)),
@@ -131,6 +133,10 @@ def test_every_rule_decides_in_some_situation() -> None:
         ({}, "layers", "auto"),
         ({"memory": 2}, "layers", "20-29"),
         ({"rows": 100}, "rank", 4),
+        ({"rows": 500}, "epochs", 4),
+        ({"rows": 500, "document_tokens": 60}, "pack_tokens", 512),
+        ({"rows": 500, "document_tokens": 600}, "pack_tokens", 2048),
+        ({"rows": 9000, "document_tokens": 60}, "pack_tokens", 2048),
         ({"tasks": 5000}, "virtual_tokens", 16),
         ({"tasks": 5000, "rows": 500}, "virtual_tokens", 8),
         ({"tasks": 200}, "reduction_factor", 16),

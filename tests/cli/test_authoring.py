@@ -44,6 +44,7 @@ def test_checking_a_new_skill_says_that_its_adapter_is_missing_and_nothing_else(
     code, out, err = call(["skills", "check", "mine/lift-log", "--set", f"home={tmp_path}/home"])
     assert (code, out) == (2, "")
     assert "an adapter is what makes a folder a skill" in err
+    assert f"train it: agentkit train {tmp_path / 'mine' / 'lift-log'}" in err
 
 
 COLOURS = {"red": "yes", "blue": "no"}

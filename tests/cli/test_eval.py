@@ -169,6 +169,7 @@ def test_rows_that_fail_are_wrong_and_exit_with_3(call: Call, full: list[str]) -
     [
         (["--baseline"], "give them with --train-data"),
         (["--against", "nowhere"], "no such version"),
+        (["--against", "bird-namer"], "it gives bird (generate), not weather (choice)"),
         (["--predictions", "no/such/p.jsonl"], "no such folder"),
         (["--predictions", "."], "a folder, not a file"),
         (["--out", "rows.jsonl"], "rows.jsonl is a file, not a folder"),
@@ -203,3 +204,12 @@ def test_a_version_that_was_served_is_found_by_its_digest(
     assert code == 0
     assert record["digest"] == digest
     assert record["compared"]["against"]["metrics"] == record["metrics"]
+
+
+def test_rows_that_expect_what_the_skill_does_not_give_are_told(
+    call: Call, full: list[str]
+) -> None:
+    data = rows_file("rows.jsonl", [*ROWS, {"input": {"text": "x"}, "expected": "rain"}])
+    code, record, err = evaluated(call, full, "weather-teller", "--data", data, "--resamples", 0)
+    assert (code, record["rows"]) == (0, 8)
+    assert "1 rows expect no field that the skill gives: not measured" in err

@@ -102,6 +102,25 @@ def test_a_version_is_released_promoted_and_rolled_back(
         assert compiled.runner.skills["weather-teller"].digest == record.skills["weather-teller"]
 
 
+def test_a_version_is_shown_and_measured_by_its_label(
+    call: Call, given: list[str], tmp_path: Path
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    row = {"input": {"text": "Hm."}, "expected": {"weather": "rain"}}
+    data.write_text(json.dumps(row), encoding="utf-8-sig")  # as some editors begin a file
+    shown = [
+        json.loads(call(["skills", "show", label, *given])[1])["digest"]
+        for label in ("weather-teller", "weather-teller@2")
+    ]
+    assert shown[0] != shown[1]
+    against = ["--against", "weather-teller", "--resamples", "0", "--json"]
+    code, out, _ = call(["eval", "weather-teller@2", "--data", data, *against, *given])
+    assert (code, json.loads(out)["digest"]) == (0, shown[1])
+    code, _, err = call(["eval", "weather-teller@3", "--data", data, *given])
+    assert code == 2
+    assert "weather-teller@2" in err
+
+
 def test_by_input_the_same_document_always_meets_the_same_version(
     call: Call, given: list[str], flow: Path, tmp_path: Path
 ) -> None:

@@ -37,7 +37,7 @@ from agentkit.training.attention import use_block_attention
 from agentkit.training.backbone import load_frozen
 from agentkit.training.fitting import _Clock
 from agentkit.training.lower import LowerStates, layers_only
-from agentkit.training.methods import Attached, attach, start_from
+from agentkit.training.methods import Attached, attach
 from agentkit.training.model import (
     PackModel,
     choice_features,
@@ -47,6 +47,7 @@ from agentkit.training.model import (
 from agentkit.training.packs import Pack, Packer
 from agentkit.training.rows import Row
 from agentkit.training.spec import TrainSpec
+from agentkit.training.start import read_start
 from agentkit.training.train import Trained, train_skill
 from agentkit.types import EncodedPrompt, Generation, Request
 
@@ -380,6 +381,7 @@ def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     _, said = train(toy)
     steps = [line.split("/")[0] for line in said.splitlines() if line.startswith("step ")]
     assert steps[0] == "step 30"
+    assert "goes on from step 25 of an earlier start" in said
     trained, _ = train(whole)
     for file in ["adapter_model.safetensors"] + ["head.safetensors"] * (kind == "choice"):
         ours, theirs = (load_file(folder / file) for folder in (toy.folder, whole.folder))
@@ -406,8 +408,9 @@ def test_training_ends_when_its_minutes_are_over(
     make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
     toy = make_toy("likelihood", tmp_path, steps=5000, max_minutes=0.001)
-    trained, _ = train(toy)
+    trained, said = train(toy)
     assert (toy.folder / "adapter_model.safetensors").exists()
+    assert "ended by max_minutes at step " in said
     assert max((h["step"] for h in trained.metrics["loss"]), default=0) < 5000
 
 
@@ -492,6 +495,55 @@ def test_a_head_that_lost_its_adapter_is_not_served(
         check_adapter(skill)
     with Engine.open(toy.settings) as engine, pytest.raises(AdapterError, match="is missing"):
         engine.load(skill)
+
+
+def _reordered(manifest: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """The manifest with other answers, in this order; of marks the first two labels."""
+    changed: dict[str, Any] = json.loads(json.dumps(manifest))
+    if "labels" in changed["answer"]:
+        changed["answer"]["labels"][:2] = [{"name": name} for name in names]
+    elif "choices" in changed["answer"]:
+        changed["answer"]["choices"] = names
+    else:
+        changed["output"]["properties"]["colour"]["enum"] = names
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "message"),
+    [
+        ("choice", ["blue", "red", "silent"], "answer 1 was trained as 'red'; in .* is 'blue'"),
+        ("choice", ["red", "silent", "blue"], "answer 2 was trained as 'blue'; .* is 'silent'"),
+        ("marks", ["blue", "red"], "answer 1 was trained as 'sentence: red'"),
+        ("chosen", ["blue", "red"], "answer 1 was trained as 'red'"),
+        ("probed", ["red", "blue", "green"], "was trained for 2 answers; skill.yaml has 3"),
+    ],
+)
+def test_a_head_is_served_only_for_the_answers_it_was_trained_to_give(
+    make_toy: Callable[..., Any], tmp_path: Path, kind: str, names: list[str], message: str
+) -> None:
+    toy = make_toy(kind, tmp_path, steps=2)
+    train(toy)
+    check_adapter(load_skill(toy.folder))
+    trained = json.loads((toy.folder / "skill.yaml").read_text())
+    (toy.folder / "skill.yaml").write_text(json.dumps(_reordered(trained, names)))
+    skill = load_skill(toy.folder)
+    with pytest.raises(AdapterError, match=message):
+        check_adapter(skill)
+    with Engine.open(toy.settings) as engine, pytest.raises(AdapterError, match=message):
+        engine.load(skill)
+
+
+def test_a_label_of_another_unit_may_stand_anywhere(
+    make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    toy = make_toy("marks", tmp_path, steps=2)
+    train(toy)
+    manifest = json.loads((toy.folder / "skill.yaml").read_text())
+    labels = manifest["answer"]["labels"]
+    manifest["answer"]["labels"] = [labels[2], labels[0], labels[1]]  # a token's, two sentences'
+    (toy.folder / "skill.yaml").write_text(json.dumps(manifest))
+    check_adapter(load_skill(toy.folder))
 
 
 @pytest.mark.parametrize("changes", [{"size": "auto"}, {"search": {"trials": 1}}])
@@ -634,7 +686,9 @@ def test_a_head_that_is_started_from_gives_what_fits(
     spec = TrainSpec(data=({"path": "x"},), dtype="float32", rank=4)
     model = load_frozen(Path(general.settings.backbone), spec)
     before = narrow.choice.weight.clone()
-    start_from(attach(model, spec, [2, 3], ()), narrow, general.folder)
+    attached = attach(model, spec, [2, 3], ())
+    start = read_start(attached, narrow, general.folder)
+    start.give(attached, narrow)
     assert torch.equal(narrow.choice.weight, before)
     assert torch.equal(
         narrow.query.weight, load_file(general.folder / "head.safetensors")["query.weight"]
@@ -653,7 +707,7 @@ def test_an_adapter_starts_from_a_head_that_was_trained_alone(
     attached = attach(load_frozen(Path(probe.settings.backbone), spec), spec, [2, 3], ())
     before = {name: tensor.clone() for name, tensor in attached.tensors().items()}
     head = ChoiceHead(48, 3)
-    start_from(attached, head, probe.folder)
+    read_start(attached, head, probe.folder).give(attached, head)
     read = load_file(probe.folder / "head.safetensors")
     assert all(torch.equal(value, read[name]) for name, value in head.named_parameters())
     assert all(torch.equal(value, before[name]) for name, value in attached.tensors().items())
@@ -699,13 +753,36 @@ def test_an_adapter_of_another_size_cannot_be_started_from(
         toy = make_toy("likelihood", at, start_from=str(folder), **changes)
         with pytest.raises(SkillError, match=message):
             train(toy)
+        # Said before the lower layers are computed, which may take minutes.
+        assert not list(toy.settings.home.rglob("lower-states.bin"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"layers": "1-3"}, "28 of the adapter's 42 tensors"),
+        ({"method": "hybrid"}, "28 of the adapter's 36 tensors"),
+        ({"alpha": 4}, "28 of the adapter's 28 tensors, which count there 2 times, here 1 times"),
+    ],
+)
+def test_how_much_of_a_start_fits_is_told(
+    make_toy: Callable[..., Any], tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    general = make_toy("likelihood", tmp_path / "general", steps=2)
+    train(general)
+    toy = make_toy(
+        "likelihood", tmp_path / "staged", steps=2, start_from=str(general.folder), **changes
+    )
+    _, told = train(toy)
+    assert f"starts from toy-skill with {said}" in " ".join(told.split())
 
 
 def test_a_size_is_chosen_by_what_it_gains(make_toy: Callable[..., Any], tmp_path: Path) -> None:
     toy = make_toy("likelihood", tmp_path, steps=4, size="auto")
-    trained, _ = train(toy)
+    trained, said = train(toy)
     rank = trained.metrics["training"]["rank"]
     assert str(rank) in trained.metrics["sizes"]
+    assert f"size: rank {rank}" in said
     assert trained.metrics["training"]["alpha"] == 2 * rank
     assert json.loads((toy.folder / "adapter_config.json").read_text())["r"] == rank
 
@@ -716,8 +793,9 @@ def test_a_search_finds_settings_within_its_space_keeps_its_picture_and_goes_on(
     pytest.importorskip("optuna")
     space = {"trials": 3, "rank": [2, 4], "layers": ["2-3", "3"], "learning_rate": [1e-3, 1e-1]}
     toy = make_toy("likelihood", tmp_path, steps=4, search=space)
-    trained, _ = train(toy)
+    trained, said = train(toy)
     record = trained.metrics["search"]
+    assert f"rank {record['best']['rank']}" in " ".join(said.split())
     assert len(record["trials"]) == 3
     assert record["loss"] == pytest.approx(
         min(t["loss"] for t in record["trials"] if t["state"] == "complete"), abs=1e-4

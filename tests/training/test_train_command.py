@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,6 +151,92 @@ def test_a_copy_follows_its_folder_and_a_refused_change_leaves_no_trace(
     assert sum(recorded()["data"][0][part] for part in ("train_rows", "tuning_rows")) == 12
 
 
+def test_a_copys_paths_count_from_the_folder_that_it_was_made_of(
+    make_toy: Callable[..., Any],
+    tiny_backbone: TinyBackbone,
+    tmp_path: Path,
+    call: Callable[..., Any],
+) -> None:
+    general = make_toy("likelihood", tmp_path / "general", steps=2, layers="1-3")
+    toy = make_toy(
+        "likelihood",
+        tmp_path / "skills",
+        steps=2,
+        data=[{"path": "../rows.jsonl"}],
+        start_from="../../general/toy-skill",
+        layers_of="../../general/toy-skill",
+    )
+    (toy.folder / "rows.jsonl").rename(toy.folder.parent / "rows.jsonl")
+    backbone = ("--backbone", str(tiny_backbone.path))
+    assert call("train", str(general.folder), *backbone)[0] == 0
+    out = tmp_path / "some" / "where"
+    code, _, err = call("train", str(toy.folder), *backbone, "--out", str(out))
+    assert code == 0, err
+    metrics = json.loads((out / "toy-skill" / "metrics.json").read_text())
+    assert metrics["data"][0]["source"] == "../rows.jsonl"
+    assert metrics["layers"]["chosen"] == [1, 2, 3]
+    assert "layers: 1-3 (of toy-skill)" in err
+    assert "42 of the adapter's 42 tensors" in " ".join(err.split())
+
+
+def test_an_interrupted_training_says_how_it_goes_on(
+    make_toy: Callable[..., Any], tiny_backbone: TinyBackbone, tmp_path: Path
+) -> None:
+    toy = make_toy("likelihood", tmp_path, steps=5000)
+    agentkit = Path(sys.executable).with_name("agentkit")
+    process = subprocess.Popen(
+        [agentkit, "train", toy.folder, "--backbone", tiny_backbone.path],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "AGENTKIT_HOME": str(tmp_path / "home")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    said = next(line for line in process.stderr if line.startswith("step "))
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert said
+    assert (process.returncode, out) == (130, "")
+    assert "interrupted; the same command goes on where the training was" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "told"),
+    [
+        ({"data": [{"path": "rows.jsonl", "tuning": 0.1}]}, "choice", True),
+        ({"data": [{"path": "rows.jsonl", "tuning": 0.1}]}, "generate", False),
+    ],
+)
+def test_few_rows_to_tune_on_are_told(
+    make_toy: Callable[..., Any],
+    tiny_backbone: TinyBackbone,
+    tmp_path: Path,
+    call: Callable[..., Any],
+    changes: dict[str, Any],
+    rows: str,
+    told: bool,
+) -> None:
+    toy = make_toy(rows, tmp_path, steps=2, **changes)
+    code, _, err = call("train", str(toy.folder), "--backbone", str(tiny_backbone.path))
+    assert code == 0
+    assert ("rows to tune on are few" in " ".join(err.split())) == told
+
+
+def test_layers_that_are_not_there_are_refused_before_a_row_is_read(
+    make_toy: Callable[..., Any],
+    tiny_backbone: TinyBackbone,
+    tmp_path: Path,
+    call: Callable[..., Any],
+) -> None:
+    for number, changes in enumerate(({"layers": "3-9"}, {"method": "prefix", "layers": "2-3"})):
+        toy = make_toy("likelihood", tmp_path / str(number), steps=2, **changes)
+        code, out, err = call("train", str(toy.folder), "--backbone", str(tiny_backbone.path))
+        assert (code, out) == (2, "")
+        assert "layer" in err
+        assert "reading rows" not in err
+
+
 @pytest.mark.parametrize(
     ("kind", "spoil", "message"),
     [
@@ -182,3 +272,19 @@ def test_a_row_that_cannot_be_learnt_from_is_named_by_its_line(
     assert (code, out) == (2, "")
     assert message in " ".join(err.split())
     assert "rows.jsonl:4" in "".join(err.split())
+
+
+def test_a_text_longer_than_what_is_served_is_learnt_from_and_told(
+    make_toy: Callable[..., Any],
+    tiny_backbone: TinyBackbone,
+    tmp_path: Path,
+    call: Callable[..., Any],
+) -> None:
+    toy = make_toy("generate", tmp_path, steps=2)
+    rows = [json.loads(line) for line in (toy.folder / "rows.jsonl").read_text().splitlines()]
+    rows[2]["expected"]["said"] = "red " * 10
+    (toy.folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    code, _, err = call("train", str(toy.folder), "--backbone", str(tiny_backbone.path))
+    assert code == 0
+    assert "longer text than skill.yaml lets it write: 1, the first of" in " ".join(err.split())
+    assert "rows.jsonl:3" in "".join(err.split())

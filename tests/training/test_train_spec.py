@@ -26,10 +26,16 @@ def test_the_smallest_file_names_only_its_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "data: Field required"),
+        ("", "'data' is missing"),
         ("data: []\n", "data: Tuple should have at least 1 item"),
         (SMALLEST + "rank: 0\n", "rank: Input should be greater than or equal to 1"),
-        (SMALLEST + "ranks: 8\n", "ranks: Extra inputs are not permitted"),
+        (SMALLEST + "ranks: 8\n", ":2:1: unknown key 'ranks' (did you mean 'rank'?)"),
+        (
+            SMALLEST + "search:\n  trails: 8\n",
+            ":3:3: unknown key 'trails' (did you mean 'trials'?)",
+        ),
+        ("data:\n- path: a\n  limt: 3\n", ":3:3: unknown key 'limt'"),
+        (SMALLEST + "rank: 8\nrank: 4\n", ':3:1: not valid YAML: found duplicate key "rank"'),
         (SMALLEST + "method: magic\n", "method: Input should be 'lora'"),
         (SMALLEST + "dtype: int8\n", "dtype: Input should be 'bfloat16' or 'float32'"),
         ("data: [{path: a, limit: none}]\n", "data.0.limit: "),
@@ -39,13 +45,14 @@ def test_the_smallest_file_names_only_its_data(tmp_path: Path) -> None:
         (SMALLEST + "method: prefix\nsize: auto\n", "set virtual_tokens"),
         ("data: [\n", "not valid YAML"),
         ("just words\n", "Input should be a valid dictionary"),
+        (SMALLEST + "search: &s {rank: [4]}\nlimt: 3\n", ":3:1: unknown key 'limt'"),
     ],
 )
 def test_a_bad_file_says_where_and_what(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(SkillError) as raised:
         load_train_spec(path)
-    assert str(raised.value).startswith(f"{path}: ")
+    assert str(raised.value).startswith(f"{path}:")
     assert message in str(raised.value)
     assert raised.value.exit_code == 2
 
