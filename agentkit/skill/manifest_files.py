@@ -14,7 +14,13 @@ from agentkit.errors import SkillError
 from agentkit.skill import manifest as _manifest
 from agentkit.skill.figures import figures_of, unknown_floors
 from agentkit.skill.guarded_yaml import KeyPath, YamlSource, did_you_mean, parse_yaml
-from agentkit.skill.manifest import MAX_DESCRIPTION, GenerateAnswer, Manifest
+from agentkit.skill.manifest import (
+    MAX_DESCRIPTION,
+    ChoiceAnswer,
+    GenerateAnswer,
+    Manifest,
+    MarksAnswer,
+)
 from agentkit.skill.names import split_version
 from agentkit.skill.schema import check_schema
 
@@ -33,6 +39,8 @@ _FRONT_MATTER_KEYS = (
 )
 _FROM_SKILL_MD = ("name", "description", "instructions", "license")
 _YAML_KEYS = tuple(key for key in Manifest.model_fields if key not in _FROM_SKILL_MD)
+_PLACEHOLDER = "Replace this with"
+"""How what a new skill's files leave to be said begins (see `agentkit.skill.template`)."""
 _FENCE = re.compile(r"---[ \t]*\n")
 _TEMPLATES: tuple[KeyPath, ...] = (
     ("prompt", "question"),
@@ -85,6 +93,8 @@ def build_manifest(
         keys = _YAML_KEYS if len(cause.errors()[0]["loc"]) == 1 else _KNOWN_KEYS
         raise source.error(cause, SkillError, keys) from cause
     _check_values(manifest, source)
+    warnings += tuple(_left_to_fill_in(folder, skill_md))
+    warnings += tuple(_unlisted_fields(manifest, source))
     return manifest, (*warnings, *_floor_warnings(manifest, source))
 
 
@@ -191,6 +201,27 @@ def _at_most(source: YamlSource, key: str, limit: int) -> None:
         raise SkillError(
             f"{key} has {length:,} characters; the limit is {limit:,}", where=source.where((key,))
         )
+
+
+def _left_to_fill_in(folder: Path, skill_md: str) -> Iterator[str]:
+    """What a new skill's `SKILL.md` still says in the place of what it is to say."""
+    for number, line in enumerate(skill_md.splitlines(), start=1):
+        if _PLACEHOLDER in line:
+            yield f"{folder / SKILL_MD}:{number}:1: is to be filled in: {line.strip()}"
+
+
+def _unlisted_fields(manifest: Manifest, source: YamlSource) -> Iterator[str]:
+    """Fields that the answer gives and the output schema, which lists some, does not."""
+    listed, answer = manifest.output.get("properties"), manifest.answer
+    given = {}
+    if isinstance(answer, ChoiceAnswer):
+        given = {answer.field: "field", answer.evidence_field: "evidence_field"}
+    elif isinstance(answer, MarksAnswer):
+        given = dict.fromkeys(answer.fields, "fields")
+    for name, key in given.items():
+        if name and isinstance(listed, dict) and name not in listed:
+            place = source.where(("answer", key))
+            yield f"{place}: the answer gives {name!r}, which output.properties does not list"
 
 
 def _floor_warnings(manifest: Manifest, source: YamlSource) -> Iterator[str]:

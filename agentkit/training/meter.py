@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import torch
 
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
@@ -50,6 +51,19 @@ class Meter:
         if self._sampler is not None:
             return self._sampler.look()
         return _peak() or _held()
+
+
+def gpu_memory(device: torch.device) -> dict[str, int]:
+    """The most bytes that tensors took on a GPU since `begin_gpu`; nothing on a processor."""
+    if device.type != "cuda":
+        return {}
+    return {"peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(device)}
+
+
+def begin_gpu(device: torch.device) -> None:
+    """Begin a GPU's peak of memory anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 class _Sampler(threading.Thread):

@@ -47,7 +47,7 @@ from agentkit.training.layer_selection import LayerChoice
 from agentkit.training.linear_probe import fit_probe, token_words
 from agentkit.training.lower import LowerStates, layers_only, recomputed
 from agentkit.training.measure import calibrate, measure_packs
-from agentkit.training.meter import Meter
+from agentkit.training.meter import Meter, begin_gpu, gpu_memory
 from agentkit.training.methods import Attached, attach
 from agentkit.training.model import PackModel, trained_tensors
 from agentkit.training.packs import Pack, Packer
@@ -143,6 +143,7 @@ def _train(
         console.print(f"{manifest.name}: {said}")
 
     device = device_of(settings.device)
+    begin_gpu(device)
     model = load_frozen(backbone, spec, device)
     decoder, hidden = decoder_of(model), int(model.config.hidden_size)
     count = int(model.config.num_hidden_layers)
@@ -234,6 +235,7 @@ def _train(
         "layers": choice.to_json(),
         **found,
         "peak_memory_bytes": meter.peak_memory,
+        **gpu_memory(device),
         "tuning": figures,
         "loss": history,
     }

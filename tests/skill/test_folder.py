@@ -1,6 +1,8 @@
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -340,3 +342,31 @@ def test_changing_any_served_byte_changes_the_digest(tmp_path, write_skill, data
     content[index] ^= data.draw(st.integers(1, 255))
     path.write_bytes(content)
     assert folder_digest(folder, skill.files) != skill.digest
+
+
+@pytest.mark.parametrize(
+    ("answer", "name"),
+    [
+        ({"kind": "choice", "choices": ["a", "b"], "scoring": "likelihood"}, "'answer'"),
+        (
+            {
+                "kind": "marks",
+                "labels": [{"name": "a"}],
+                "fields": {"marks": {"label_key": "label", "quote_key": "quote"}},
+            },
+            "'marks'",
+        ),
+    ],
+)
+def test_a_field_that_the_output_does_not_list_is_warned_of(
+    tmp_path: Path, answer: dict[str, Any], name: str
+) -> None:
+    folder = tmp_path / "lift-log"
+    folder.mkdir()
+    (folder / "SKILL.md").write_text("---\nname: lift-log\ndescription: Logs lifts.\n---\nLog.\n")
+    output = {"type": "object", "properties": {"other": {"type": "string"}}}
+    manifest = {"output": output, "answer": answer}
+    (folder / "skill.yaml").write_text(json.dumps(manifest), encoding="utf-8")
+    (warning,) = read_manifest(folder)[1]
+    assert f"the answer gives {name}, which output.properties does not list" in warning
+    assert warning.startswith(f"{folder / 'skill.yaml'}:1:")

@@ -47,15 +47,19 @@ def test_only_the_adapter_is_missing(
         shutil.copy(path, folder)
     skill = load_skill(folder)
     assert skill.name == "lift-log"
-    assert skill.warnings == ()
+    assert [warning.partition(": ")[2].split(":")[0] for warning in skill.warnings] == [
+        "is to be filled in"
+    ] * 2
+    card = folder / "SKILL.md"
+    card.write_text(card.read_text("utf-8").replace("Replace this with", "It is"), "utf-8")
+    assert load_skill(folder).warnings == ()
     assert skill.manifest.utterances == ("lift log",)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_example_rows_fit_the_schemas_and_can_be_measured(kind: Kind, tmp_path: Path) -> None:
     new_skill(tmp_path / "lift-log", kind)
-    manifest, warnings = read_manifest(tmp_path / "lift-log")
-    assert warnings == ()
+    manifest, _ = read_manifest(tmp_path / "lift-log")
     scorer = scorer_for(manifest, text_reader(manifest, str))
     rows = rows_from_jsonl(tmp_path / "lift-log" / EXAMPLE_ROWS)
     for row in rows:

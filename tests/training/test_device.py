@@ -48,5 +48,6 @@ def test_a_gpu_learns_what_a_processor_learns(
             toy.folder, settings=settings, data_dir=toy.folder, console=Console(quiet=True)
         )
         assert trained.metrics["device"] == name
+        assert ("peak_gpu_memory_bytes" in trained.metrics) == (name == "cuda")
         losses[name] = [entry["loss"] for entry in trained.metrics["loss"]]
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.05, abs=0.02)

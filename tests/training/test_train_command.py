@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from agentkit.adapters.weights import check_adapter
 from agentkit.cli.app import run
+from agentkit.skill.folder import load_skill
 from agentkit.testing import TinyBackbone
 
 
@@ -54,6 +56,36 @@ def test_copies_are_trained_for_another_backbone_and_the_folders_stay(
         assert (out / name / "adapter_model.safetensors").exists()
         metrics = json.loads((out / name / "metrics.json").read_text())
         assert metrics["backbone"]["name"] == tiny_backbone.path.name
+
+
+def test_every_shipped_skill_is_trained_for_another_backbone_by_one_command(
+    make_toy: Callable[..., Any],
+    tiny_backbone: TinyBackbone,
+    tmp_path: Path,
+    call: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shipped = tmp_path / "shipped"
+    for kind in ("choice", "marks", "probed"):
+        folder = make_toy(kind, tmp_path / kind, steps=2).folder
+        card = (folder / "SKILL.md").read_text().replace("toy-skill", f"{kind}-skill")
+        (folder / "SKILL.md").write_text(card)
+        shipped.mkdir(exist_ok=True)
+        folder.rename(shipped / f"{kind}-skill")
+    monkeypatch.setattr("agentkit.skill.registry.shipped_folder", lambda: shipped)
+    out = tmp_path / "out"
+    code, printed, err = call(
+        "train", "--all", "--backbone", str(tiny_backbone.path), "--out", str(out)
+    )
+    assert code == 0, err
+    assert set(json.loads(printed)) == {"choice-skill", "marks-skill", "probed-skill"}
+    for folder in out.iterdir():
+        skill = load_skill(folder)
+        check_adapter(skill)
+        assert skill.head
+        backbone = json.loads((folder / "metrics.json").read_text())["backbone"]
+        assert backbone["fingerprint"] == tiny_backbone.fingerprint
+    assert not list(shipped.rglob("*.safetensors"))
 
 
 def test_settings_are_changed_in_the_copy_alone(
