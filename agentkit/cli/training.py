@@ -146,3 +146,5 @@ def rows(
     for row in chosen:
         typer.echo(json.dumps({"input": row.input, "expected": row.expected}, ensure_ascii=False))
     say(f"{len(chosen)} rows")
+    if not chosen and part is not Part.TRAIN:
+        say(f"give a source of train.yaml a share to keep out: `{part.value}: 0.1`", label="note")

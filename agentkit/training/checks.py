@@ -17,7 +17,7 @@ from agentkit.training.layer_selection import given_layers
 from agentkit.training.methods import check_prefix_layers
 from agentkit.training.packs import Pack
 from agentkit.training.rows import Row
-from agentkit.training.search import check_optuna
+from agentkit.training.search import check_optuna, check_space
 from agentkit.training.spec import TrainSpec
 from agentkit.types import Json
 
@@ -60,7 +60,12 @@ def check_settings(spec: TrainSpec, manifest: Manifest, backbone: Path, skill: P
         check_optuna()
     config: Any = AutoConfig.from_pretrained(backbone, local_files_only=True)
     count = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
-    if count is None or spec.layers_of or spec.layers.strip() == "auto":
+    if count is None:
+        return
+    if spec.search is not None:
+        answered = isinstance(manifest.answer, MarksAnswer) or bool(manifest.head_choices)
+        check_space(spec.search, count, head=answered)
+    if spec.layers_of or spec.layers.strip() == "auto":
         return
     if spec.method == "prefix" and spec.search is None:
         check_prefix_layers(given_layers(spec.layers, count), count)

@@ -87,7 +87,7 @@ def search(
     """
     space = spec.search or SearchSpec()
     count = int(model.config.num_hidden_layers)
-    _check_space(space, count, head)
+    check_space(space, count, head=head is not None)
     optuna = _optuna()
     learnt, held = parted(sample_packs(packs, spec.probe_packs))
 
@@ -138,9 +138,12 @@ def search(
     return _tried(spec, space, optuna.trial.FixedTrial(study.best_params)), record
 
 
-def _check_space(space: SearchSpec, count: int, head: Head | None) -> None:
-    """Raises `SkillError` for what only some trial would stumble over, before there is any."""
-    if head is None and "head" in space.method:
+def check_space(space: SearchSpec, count: int, *, head: bool) -> None:
+    """Raises `SkillError` for what only some trial would stumble over, before there is any.
+
+    `count` is the backbone's number of layers, `head` whether a head answers.
+    """
+    if not head and "head" in space.method:
         raise SkillError(
             "there is no task head to train: the skill answers in words",
             where="train.yaml, search.method",

@@ -354,6 +354,10 @@ def test_rows_prints_the_part_of_a_training_set_that_was_asked_for(
         parts.append([json.loads(line) for line in out.splitlines()])
     assert all(parts)
     assert sorted(row["input"]["n"] for part in parts for row in part) == list(range(40))
+    (tmp_path / "train.yaml").write_text("data: [{path: rows.jsonl}]\n", encoding="utf-8")
+    code, out, err = call(["rows", str(tmp_path), "--part", "holdout"])
+    assert (code, out) == (0, "")
+    assert "a share to keep out: `holdout: 0.1`" in err
 
 
 def test_rows_of_a_folder_without_a_train_yaml_is_bad_input(call: Call, tmp_path: Path) -> None:

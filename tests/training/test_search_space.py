@@ -92,11 +92,12 @@ def test_a_space_that_can_be_tried_is_taken(tmp_path: Path, text: str) -> None:
 def test_what_the_skill_or_the_backbone_lacks_is_said_before_any_trial(
     make_toy: Callable[..., Any], tmp_path: Path, space: dict[str, Any], where: str
 ) -> None:
-    toy = make_toy("generate", tmp_path, search=space | {"trials": 1})
+    toy = make_toy("generate", tmp_path, layers="auto", search=space | {"trials": 1})
     with pytest.raises(SkillError) as raised:
         trained(toy)
     assert where in str(raised.value)
     assert "auto" not in str(raised.value)
+    assert not list(toy.settings.home.rglob("measured.json"))  # nor are layers measured first
     assert not list(toy.settings.home.rglob("search.sqlite"))
 
 
