@@ -8,9 +8,7 @@
 - With `--folds N`, on ContractNLI's dev split: four hypotheses are left out of a training, in
   turn, with the rules of contracts' clauses about the same matter, and asked in their own words, in
   a paraphrase and negated. Each fold trains an adapter first, for `--minutes`, on all of the
-  skill's documents or on `--limit` of each source; a fold that is there is not trained again. With
-  `--negated SHARE` about so many of its rules are asked as their plain negation, as
-  `skills/SKILL/training/negations.jsonl` makes it (the shipped adapter was trained without).
+  skill's documents or on `--limit` of each source; a fold that is there is not trained again.
 
 Beside each stands the most frequent verdict, known beforehand: of all questions for contracts, of
 each hypothesis in each form for ContractNLI, and there, too, of all questions. Of a rule that is
@@ -43,8 +41,6 @@ from agentkit.training.rows import Row, part_of
 from agentkit.training.spec import load_train_spec
 
 RULES = SKILL / "training" / "clause_rules.jsonl"
-NEGATIONS = "training/negations.jsonl"
-"""From the skill's folder."""
 WORDINGS = SKILL / "training" / "wordings.jsonl"
 FOLD = 4
 """Hypotheses that a fold leaves out."""
@@ -75,9 +71,6 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=40.0, help="to train each fold")
     parser.add_argument(
         "--limit", type=int, help="documents of each source that a fold learns from"
-    )
-    parser.add_argument(
-        "--negated", type=float, default=0.0, help="share of a fold's rules that are negated"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "unseen", help="the folds")
     options = parser.parse_args()
@@ -161,14 +154,13 @@ def fold(number: int, options: argparse.Namespace) -> tuple[Path, list[str]]:
         "contract_nli": left_out,
         "cuad_rules": sorted({category for key in left_out for category in ALIKE.get(key, ())}),
     }
-    turned = {"negations": NEGATIONS, "negated_share": options.negated} if options.negated else {}
     data = [
         source.model_dump(exclude_unset=True)
-        | {
-            "options": source.options
-            | ({"without": without[source.dataset]} if source.dataset in without else {})
-            | turned
-        }
+        | (
+            {"options": source.options | {"without": without[source.dataset]}}
+            if source.dataset in without
+            else {}
+        )
         | ({"limit": min(options.limit, source.limit or options.limit)} if options.limit else {})
         for source in load_train_spec(SKILL / "train.yaml").data
     ]

@@ -28,9 +28,6 @@ offsets; `annotations`: by hypothesis `choice` and the numbers of its `spans` |
 | `tosdr/clauses.jsonl.gz` | `services`, `quote`, `case` (the statement), `rating` |
 | `plain_english/tldrlegal.jsonl.gz` | `doc`, `original`, `summary` |
 
-Every data set of rules about documents takes `negations` too, a file by which about a
-`negated_share` of its rules are asked as their negation (see `agentkit.training.negations`).
-
 Texts are as published; CUAD's `title` is the name of the contract's file, whose first part is the
 filer.
 """
@@ -42,7 +39,7 @@ import json
 import random
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +52,6 @@ from agentkit.training.cuad_records import (
     cuad_sentences,
 )
 from agentkit.training.jsonl import Record, read_jsonl
-from agentkit.training.negations import OPPOSITE, Negations, negated
 
 LICENSES = {
     "contract_nli": "CC BY 4.0",
@@ -76,16 +72,13 @@ def load_dataset(
     *,
     seed: int = 7,
     part_of: Callable[[str], str] = lambda group: "",
-    negations: str | None = None,
-    negated_share: float = 0.25,
     **options: Any,
 ) -> list[Record]:
     """Records of a public data set. Raises `InputError` for an unknown id or a missing file.
 
     Every record has `group`: records of one group must never be split between training and
     measuring. `part_of` says which part a group is in: a record that is made of several groups'
-    texts takes them from one part. With a file of `negations` about a `negated_share` of the
-    records ask the negation of their hypothesis (see `agentkit.training.negations`).
+    texts takes them from one part.
     """
     if name not in _LOADERS:
         raise InputError(
@@ -94,11 +87,7 @@ def load_dataset(
     if name in _MIXING:
         options["part_of"] = part_of
     try:
-        records: Iterable[Record] = _LOADERS[name](folder, random.Random(seed), **options)
-        if negations is not None:
-            known = Negations(read_jsonl(Path(negations)), where=negations)
-            records = negated(records, known, negated_share, seed)
-        return list(records)
+        return list(_LOADERS[name](folder, random.Random(seed), **options))
     except FileNotFoundError as error:
         raise InputError(
             f"data set {name!r} is not there",
@@ -135,6 +124,9 @@ def _variants(path: str | None) -> dict[str, list[tuple[str, bool]]]:
     return variants
 
 
+_FLIPPED = {"Entailment": "Contradiction", "Contradiction": "Entailment"}
+
+
 def _contract_nli(
     folder: Path,
     rng: random.Random,
@@ -159,7 +151,7 @@ def _contract_nli(
         text = hypotheses[key]["hypothesis"]
         if worded[key] and rng.random() < variant_share:
             other, negated = rng.choice(worded[key])
-            return other, OPPOSITE.get(label, label) if negated else label
+            return other, _FLIPPED.get(label, label) if negated else label
         return text, label
 
     if split != "train_evidence":

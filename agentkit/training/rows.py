@@ -21,7 +21,7 @@ from agentkit.training.jsonl import numbered_jsonl
 from agentkit.training.spec import DataSpec, TrainSpec
 from agentkit.types import Json
 
-_FILES = ("variants", "statements", "rules", "patterns", "words", "topics", "negations")
+_FILES = ("variants", "statements", "rules", "patterns", "words", "topics")
 """Options that name a file of the skill folder."""
 _jinja = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
 
@@ -116,7 +116,7 @@ def _read(source: DataSpec, seed: int, skill: Path, data_dir: Path) -> tuple[lis
         path = skill / source.path
         return rows_from_jsonl(path), source.path, _digest([path])
     folder = Path(source.path) if source.path else data_dir
-    options: dict[str, Any] = {
+    options = {
         key: str(skill / value) if key in _FILES else value for key, value in source.options.items()
     }
     records = load_dataset(

@@ -109,24 +109,6 @@ def test_a_negated_wording_turns_the_label_round(nli: Path, tmp_path: Path) -> N
     assert (second["hypothesis"], second["label"]) == ("All may read it.", "NotMentioned")
 
 
-def test_rules_are_asked_as_their_negation(nli: Path, tmp_path: Path) -> None:
-    negations = tmp_path / "negations.jsonl"
-    write(negations, [{"words": r"\bis\b", "instead": "is not"}])
-    given = load_dataset("contract_nli", nli, split="train_evidence")
-    asked = load_dataset("contract_nli", nli, negations=str(negations), negated_share=1.0)
-    turned = {"Entailment": "Contradiction", "Contradiction": "Entailment"}
-    for before, after in zip(given, asked, strict=True):
-        assert after["hypothesis"] == before["hypothesis"].replace(" is ", " is not ")
-        assert after["label"] == turned[before["label"]]
-        assert after["evidence"] == before["evidence"]
-    write(
-        nli / "plain_english" / "tldrlegal.jsonl.gz",
-        [{"summary": "x" * 12, "original": "y", "doc": 1}],
-    )
-    with pytest.raises(InputError, match="lacks 'hypothesis'"):
-        load_dataset("tldrlegal", nli, negations=str(negations), negated_share=1.0)
-
-
 def test_the_same_seed_gives_the_same_rows(nli: Path) -> None:
     first, again = (load_dataset("contract_nli", nli, seed=3) for _ in range(2))
     assert first == again
