@@ -17,9 +17,9 @@ from agentkit.training.spec import TrainSpec
 
 _CPU = torch.device("cpu")
 _PRIMITIVES = 64
-"""So many of the products that it has prepared, one for each shape, oneDNN keeps. Packs are
-of any length, with a dozen shapes each: of the 1,024 that it keeps otherwise most are never met
-again, and hold gigabytes. Preparing them anew costs a few hundredths of the time.
+"""So many of the products that it has prepared, one for each shape, oneDNN keeps. Packs are of any
+length, with a dozen shapes each: of the 1,024 that it keeps otherwise most are never met again, and
+hold gigabytes. Preparing them anew costs a few hundredths of the time.
 """
 
 

@@ -58,7 +58,9 @@ def check_settings(spec: TrainSpec, manifest: Manifest, backbone: Path, skill: P
         check_four_bits()
     if spec.search is not None:
         check_optuna()
-    config: Any = AutoConfig.from_pretrained(backbone, local_files_only=True)
+    config: Any = AutoConfig.from_pretrained(
+        backbone, local_files_only=True, trust_remote_code=False
+    )
     count = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
     if count is None:
         return
