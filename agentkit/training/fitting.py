@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -104,6 +107,43 @@ class _Limit(TrainerCallback):
         return control
 
 
+class _Interrupts(TrainerCallback):
+    """Stateful: ends training at the next step if an interrupt was lost, while it is entered.
+
+    Python gives up an exception that is raised while it frees an object, or in a callback of native
+    code: an interrupt that comes then would do nothing.
+    """
+
+    def __init__(self) -> None:
+        self._seen = False
+        self._before: Any = None
+
+    def __enter__(self) -> _Interrupts:
+        if threading.current_thread() is threading.main_thread():  # no other may set a handler
+            self._before = signal.getsignal(signal.SIGINT)
+            if callable(self._before):
+                signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if callable(self._before):
+            signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._seen = True
+        self._before(number, frame)
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        if self._seen:
+            raise KeyboardInterrupt
+
+
 class _Report(TrainerCallback):
     """Shows the loss as it falls."""
 
@@ -182,7 +222,9 @@ def fit(
     trainer.clock = clock
     if before is not None:
         console.print(f"goes on from step {_step(Path(before))} of an earlier start")
-    trainer.train(resume_from_checkpoint=before)
+    with _Interrupts() as interrupts:
+        trainer.add_callback(interrupts)
+        trainer.train(resume_from_checkpoint=before)
     if trainer.state.global_step < steps:
         console.print(f"ended by max_minutes at step {trainer.state.global_step} of {steps}")
     return [

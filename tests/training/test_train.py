@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -402,6 +403,31 @@ def test_another_train_yaml_starts_afresh(make_toy: Callable[..., Any], tmp_path
     _, said = train(toy)
     assert "step 10/10" in said
     assert list(work.iterdir()) == [stale.parent]  # another training's may go on from there
+
+
+class _Loses(StringIO):
+    """Where an interrupt comes with the first step's line, and is lost."""
+
+    def write(self, text: str) -> int:
+        if "step " in text:
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        return super().write(text)
+
+
+def test_an_interrupt_that_was_lost_ends_a_training_all_the_same(
+    make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    toy = make_toy("likelihood", tmp_path, steps=200)
+    said = _Loses()
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train_skill(
+            toy.folder, settings=toy.settings, data_dir=toy.folder, console=Console(file=said)
+        )
+    assert "step 10/" in said.getvalue()
+    assert "step 20/" not in said.getvalue()
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_training_ends_when_its_minutes_are_over(
