@@ -241,23 +241,16 @@ def test_an_interrupted_training_says_how_it_goes_on(
     assert "Traceback" not in said.read_text()
 
 
-@pytest.mark.parametrize(
-    ("changes", "rows", "told"),
-    [
-        ({"data": [{"path": "rows.jsonl", "tuning": 0.1}]}, "choice", True),
-        ({"data": [{"path": "rows.jsonl", "tuning": 0.1}]}, "generate", False),
-    ],
-)
+@pytest.mark.parametrize(("kind", "told"), [("choice", True), ("generate", False)])
 def test_few_rows_to_tune_on_are_told(
     make_toy: Callable[..., Any],
     tiny_backbone: TinyBackbone,
     tmp_path: Path,
     call: Callable[..., Any],
-    changes: dict[str, Any],
-    rows: str,
+    kind: str,
     told: bool,
 ) -> None:
-    toy = make_toy(rows, tmp_path, steps=2, **changes)
+    toy = make_toy(kind, tmp_path, steps=2)
     code, _, err = call("train", str(toy.folder), "--backbone", str(tiny_backbone.path))
     assert code == 0
     assert ("rows to tune on are few" in " ".join(err.split())) == told
