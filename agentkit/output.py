@@ -165,20 +165,24 @@ def _free(manifest: Manifest) -> bool:
 # ---------------------------------------------------------------- choices
 
 
-def _choice_output(answer: ChoiceAnswer, answers: Sequence[Answered], all_scores: bool) -> Json:
-    scored = [_probabilities(answer, completion) for _, completion in answers]
+def deciding(answer: ChoiceAnswer, answers: Sequence[Answered]) -> Answered:
+    """Of several windows' answers that which speaks of the question most: it decides."""
     silent = [answer.choices.index(name) for name in answer.no_evidence]
 
-    def speaks_of_it(at: int) -> float:
-        return 1.0 - float(scored[at][silent].sum()) if silent else float(scored[at].max())
+    def speaks_of_it(answered: Answered) -> float:
+        scored = _probabilities(answer, answered[1])
+        return 1.0 - float(scored[silent].sum()) if silent else float(scored.max())
 
-    # Of several windows the one decides that speaks of the question most.
-    chosen = max(range(len(scored)), key=speaks_of_it)
-    encoded, completion = answers[chosen]
-    best = int(scored[chosen].argmax())
+    return max(answers, key=speaks_of_it)
+
+
+def _choice_output(answer: ChoiceAnswer, answers: Sequence[Answered], all_scores: bool) -> Json:
+    encoded, completion = deciding(answer, answers)
+    scored = _probabilities(answer, completion)
+    best = int(scored.argmax())
     output: dict[str, Json] = {
         answer.field: answer.choices[best],
-        _SCORE: round(float(scored[chosen][best]), 4),
+        _SCORE: round(float(scored[best]), 4),
     }
     if answer.evidence_field:
         evidence: list[Json] = []

@@ -230,6 +230,8 @@ class Reading:
     """`(choices,)`, sums to one."""
     evidence: NDArray[np.float32] | None = None
     """`(spans,)`: how much each span carries the choice."""
+    question: NDArray[np.float32] | None = None
+    """`(2 * hidden,)`: the features by which a choice head knows a question from others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,6 +154,7 @@ def changes(variant: Variant, options: Any) -> dict[str, Any]:
         "max_minutes": options.minutes,
         "pack_tokens": 1536,
         "packs_per_step": 1,
+        "calibration": [],
         "data": [
             source(split="train_evidence") | {"limit": options.documents, "tuning": 0},
             source(split="train_full_50") | {"limit": options.tuning, "tuning": 0.999},

@@ -32,7 +32,12 @@ def main() -> int:
     parser.add_argument("--folders", type=Path, default=FOLDERS, help="where they are trained")
     options = parser.parse_args()
     need(options.data_dir)
-    shared = {"pack_tokens": 1536, "packs_per_step": 1, "learning_rate": 1e-3}
+    shared = {
+        "pack_tokens": 1536,
+        "packs_per_step": 1,
+        "learning_rate": 1e-3,
+        "calibration": [],
+    }
     measured = source(split="train_full_50") | {"limit": options.tuning, "tuning": 0.999}
     general = trained(
         "general",

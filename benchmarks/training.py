@@ -83,6 +83,7 @@ def trained(scratch: Path, options, name: str, ways: dict) -> dict:  # noqa: ANN
         **ways,
         "epochs": options.epochs,
         "max_minutes": None,
+        "calibration": [],
         "data": [data | {"limit": options.documents}],
     }
     folder = copy_untrained(skill, scratch / name, changes)

@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from common import Metric, at_least
+import numpy as np
+from common import Metric, at_least, at_most
+
+from agentkit.evaluation.classes import calibration_error
 
 VERDICTS = {
     "Entailment": "entailed",
@@ -17,6 +20,7 @@ VERDICTS = {
 OPPOSITE = {"entailed": "contradicted", "contradicted": "entailed"}
 MARGIN = 0.05
 TURNED = 0.80
+CALIBRATED = 0.05
 DRAWS = 1000
 
 
@@ -38,6 +42,7 @@ class Question:
 class Answered:
     question: Question
     verdict: str
+    score: float
 
     @property
     def right(self) -> bool:
@@ -66,6 +71,12 @@ def measured(name: str, answers: Sequence[Answered]) -> list[Metric]:
         title = f"{name}, {called}"
         metrics.append(Metric(title, value) if target is None else at_least(title, value, target))
         metrics += [Metric(f"{title}, low", low), Metric(f"{title}, high", high)]
+    value, low, high = interval(groups, ece)
+    metrics += [
+        at_most(f"{name}, ece", value, CALIBRATED),
+        Metric(f"{name}, ece, low", low),
+        Metric(f"{name}, ece, high", high),
+    ]
     for expected in VERDICTS.values():
         own = [one for one in answers if one.question.expected == expected]
         if own:
@@ -78,6 +89,13 @@ def measured(name: str, answers: Sequence[Answered]) -> list[Metric]:
 
 def accuracy(answers: Sequence[Answered]) -> float:
     return sum(one.right for one in answers) / len(answers)
+
+
+def ece(answers: Sequence[Answered]) -> float:
+    """Expected calibration error of the scores."""
+    sure = np.array([one.score for one in answers])
+    right = np.array([float(one.right) for one in answers])
+    return calibration_error(sure, right, np.ones(len(right))) or 0.0
 
 
 def over_prior(answers: Sequence[Answered]) -> float:

@@ -73,11 +73,21 @@ def main() -> int:
         "--limit", type=int, help="documents of each source that a fold learns from"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "unseen", help="the folds")
+    parser.add_argument(
+        "--frozen",
+        type=Path,
+        default=ROOT / "out" / "frozen" / SKILL.name,
+        help="a head trained without an adapter, to print beside on contracts",
+    )
     options = parser.parse_args()
     need(options.data_dir)
     folds = [fold(number, options) for number in range(options.folds)]
     with Kit() as kit:
-        metrics = measured("CUAD", answered(kit, kit.skills[SKILL.name], contracts(options)))
+        asked = contracts(options)
+        metrics = measured("CUAD", answered(kit, kit.skills[SKILL.name], asked))
+        if (options.frozen / "head.safetensors").is_file():
+            alone = kit.store.admit(load_skill(options.frozen, name=SKILL.name))
+            metrics += measured("CUAD, frozen", answered(kit, alone, asked))
         answers: list[Answered] = []
         for folder, left_out in folds:
             skill = kit.store.admit(load_skill(folder, name=SKILL.name))
@@ -103,7 +113,8 @@ def answered(kit: Kit, skill: Skill, asked: Asked) -> list[Answered]:
         for question, prediction in zip(questions, predict(rows), strict=True):
             if prediction.error:
                 raise RuntimeError(prediction.error)
-            answers.append(Answered(question, prediction.output["verdict"]))
+            output = prediction.output
+            answers.append(Answered(question, output["verdict"], output["score"]))
         console.print(
             f"{len(answers)} questions, {time.monotonic() - began:.0f} s", end="\r", highlight=False
         )

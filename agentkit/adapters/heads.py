@@ -17,9 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from agentkit.adapters.novelty import NoveltyCalibration
 from agentkit.errors import AdapterError
 
 KIND = "agentkit.head"
+CALIBRATION = "calibration."
+"""Prefix of the tensors of a choice head's calibration, in its file."""
 
 _FOLLOWING = 8
 """Tokens after a token that say what it began: the length of a usual name."""
@@ -142,6 +145,8 @@ class ChoiceHead(nn.Module):
         # apart because the pointer's attention must not move with it.
         self.evidence_cut: Tensor
         self.register_buffer("evidence_cut", torch.zeros(()))
+        self.calibration: NoveltyCalibration | None = None
+        """How sure its answers are, fitted after a training."""
 
     @property
     def hidden(self) -> int:
@@ -162,6 +167,8 @@ class ChoiceHead(nn.Module):
         product = torch.tanh(self.gate(questions)) * found
         seen = weights.sum(dim=1, keepdim=True)
         choices = self.choice(torch.cat([state, found, product, seen], dim=1))
+        if self.calibration is not None:
+            choices = self.calibration(choices, questions)
         return choices, evidence + self.evidence_cut
 
     @staticmethod
@@ -172,7 +179,14 @@ class ChoiceHead(nn.Module):
     @classmethod
     def like(cls, tensors: dict[str, Tensor]) -> ChoiceHead:
         width, features = tensors["query.weight"].shape
-        return cls(features // 2, tensors["choice.weight"].shape[0], width)
+        head = cls(features // 2, tensors["choice.weight"].shape[0], width)
+        if any(name.startswith(CALIBRATION) for name in tensors):
+            head.calibration = NoveltyCalibration.like(tensors, CALIBRATION)
+            if head.calibration.known.shape[1] != features:
+                raise ValueError("the calibration's questions have other features than the head's")
+            if len(head.calibration.silent) != head.choice.out_features:
+                raise ValueError("the calibration is of other choices than the head's")
+        return head
 
     def defaults(self) -> dict[str, Tensor]:
         """What a file may leave out."""

@@ -14,6 +14,7 @@ from typer.exceptions import TyperException
 from agentkit.cli import (
     advise,
     authoring,
+    calibrate,
     controller,
     evaluation,
     index,
@@ -48,6 +49,7 @@ workflows.register(app)
 controller.register(app)
 evaluation.register(app)
 training.register(app)
+calibrate.register(app)
 tune.register(app)
 advise.register(app)
 authoring.register(skills.app)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
+from agentkit.cli.calibrate import calibrate_folder
 from agentkit.cli.options import Set, settings_from
 from agentkit.cli.output import print_json, say, stderr
 from agentkit.errors import InputError
@@ -65,6 +66,7 @@ def train(
     backbone with a skill's task head, to compare with: --out DIR --with method=head.
     """
     from agentkit.training.several import train_each
+    from agentkit.training.spec import load_train_spec
     from agentkit.training.train import copy_untrained, train_skill
 
     chosen = _chosen(folders or [], all_)
@@ -76,7 +78,7 @@ def train(
     settings = settings_from([*(set_ or []), *([f"backbone={backbone}"] if backbone else [])])
 
     def one(folder: Path) -> Path:
-        return train_skill(
+        trained = train_skill(
             copy_untrained(folder, out, changes) if out else folder,
             settings=settings,
             data_dir=data_dir,
@@ -84,6 +86,10 @@ def train(
             console=stderr,
             paths_from=folder,
         ).folder
+        if load_train_spec(trained / "train.yaml").calibration:
+            say(f"trained; what ends from here on `agentkit calibrate {trained}` does again")
+            calibrate_folder(trained, settings=settings, data_dir=data_dir, paths_from=folder)
+        return trained
 
     def figures(trained: Path) -> Any:
         return json.loads((trained / "metrics.json").read_text(encoding="utf-8"))["tuning"]

@@ -48,10 +48,12 @@ def chosen(job: Job, document: Tensor, question: Tensor, cached: int) -> Complet
     prompt = job.request.prompt
     tokens = [at for at, _, _ in prompt.token_offsets]
     spans = span_features(document, prompt.span_ends, tokens)
-    choice, evidence = head(question_features(question)[None], spans)
+    features = question_features(question)
+    choice, evidence = head(features[None], spans)
     reading = Reading(
         choices=choice[0].softmax(-1).cpu().numpy(),
         evidence=evidence[0].sigmoid().cpu().numpy(),
+        question=features.cpu().numpy(),
     )
     return Completion(usage=Usage(len(prompt.ids), 0, cached), reading=reading, finish="head")
 

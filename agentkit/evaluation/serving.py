@@ -66,9 +66,10 @@ class SkillPredictor:
         encoder: Encoder,
         documents: DocumentStore,
         settings: Settings,
+        runner: type[Runner] = ScoringRunner,
     ) -> None:
         self._skill = skill.name
-        self._runner = ScoringRunner(
+        self._runner = runner(
             {skill.name: skill},
             engine=engine,
             controller=Controller(encoder),  # each call names its skill: nothing is routed
@@ -79,6 +80,10 @@ class SkillPredictor:
 
     def __call__(self, rows: Sequence[Row]) -> list[Prediction]:
         """A prediction for each row, in order; rows of one document are read together."""
+        return [_prediction(result) for result in self.results(rows)]
+
+    def results(self, rows: Sequence[Row]) -> list[StepResult | Exception]:
+        """What the runner gives for each row, or why it gives nothing."""
         calls = [
             StepCall(
                 step=self._skill,
@@ -88,7 +93,7 @@ class SkillPredictor:
             )
             for row in rows
         ]
-        return [_prediction(result) for result in self._runner.run(calls)]
+        return self._runner.run(calls)
 
 
 def _prediction(result: StepResult | Exception) -> Prediction:

@@ -48,7 +48,8 @@ def skill_files(name: str, kind: Kind) -> dict[str, str]:
     return {
         "SKILL.md": _SKILL_MD.format(name=name, words=words, does=_DOES[kind]),
         "skill.yaml": _HEAD[kind] + _UTTERANCES.format(words=words) + _METRICS[kind],
-        "train.yaml": _TRAIN.format(rows=ROWS, example=EXAMPLE_ROWS, rate=_RATES[kind]),
+        "train.yaml": _TRAIN.format(rows=ROWS, example=EXAMPLE_ROWS, rate=_RATES[kind])
+        + (_CALIBRATION if kind == "choice" else ""),
         EXAMPLE_ROWS: "".join(
             json.dumps(row, ensure_ascii=False) + "\n" for row in _example_rows(kind)
         ),
@@ -251,6 +252,10 @@ seed: 7
 data:
   - path: {rows}  # {{"input": ..., "expected": ...}} a line, as in {example}
     tuning: 0.1       # this share of the documents chooses thresholds and watches progress
+"""
+
+_CALIBRATION = """# calibration:    # questions that `data` does not ask, to be as sure of new ones
+#   - path: new.jsonl
 """
 
 _NOTE = (

@@ -54,6 +54,13 @@ def check_settings(spec: TrainSpec, manifest: Manifest, backbone: Path, skill: P
             where=where,
             hint="use lora on the upper layers",
         )
+    chosen = isinstance(manifest.answer, ChoiceAnswer) and bool(manifest.head_choices)
+    if spec.calibration and not chosen:
+        raise SkillError(
+            "`calibration` is of a choice that a task head makes",
+            where=where,
+            hint="leave it out: other answers are calibrated on the tuning rows",
+        )
     if spec.quantization == "nf4":
         check_four_bits()
     if spec.search is not None:

@@ -65,6 +65,8 @@ def cuad_rules(
     part_of: Callable[[str], str],
     unseen: bool = False,
     whole: bool = False,
+    longest: int | None = None,
+    opposites: bool = False,
     characters: int = 10_000,
     absent: int = 5,
     patterns: str | None = None,
@@ -74,9 +76,10 @@ def cuad_rules(
 
     A document is put together from the passages around labelled clauses, of every category, until
     it has `characters`. `whole` gives whole contracts, each rule asked together with its opposite
-    (`opposite` is its text): what a rule is measured with. `unseen` takes the rules that are kept
-    for that. `patterns` finds clauses of more categories than are labelled. `without` leaves out
-    the rules of some categories.
+    (`opposite` is its text, with `opposites` a record of its own, too): what a rule is measured
+    with; contracts of more than `longest` characters are left out. `unseen` takes the rules that
+    are kept for that. `patterns` finds clauses of more categories than are labelled. `without`
+    leaves out the rules of some categories.
     """
     asking = ClauseRules(read_jsonl(Path(rules)), unseen=unseen, where=rules, without=without)
     found_by = ClausePatterns(
@@ -92,6 +95,8 @@ def cuad_rules(
             said[part_of(group), category].append(str(content["answer"]))
     answers = {where: plain_answers(texts) for where, texts in said.items()}
     for group, contract in contracts:
+        if longest is not None and len(contract["text"]) > longest:
+            continue
         labels = contract["labels"]
         found = labelled_places(contract) | found_by.places(contract["text"])
         lacking = set(found_by.lacking(contract["text"]))
@@ -125,6 +130,8 @@ def cuad_rules(
             if none is not None:
                 asked.append((none, None))
         rng.shuffle(asked)
+        if opposites:
+            asked += [(opposite, None) for _, opposite in asked if opposite is not None]
         for one, opposite in asked:
             yield {
                 "group": group,

@@ -269,7 +269,8 @@ def share_of_rate(step: int, steps: int, spent: float) -> float:
 def checkpoint_key(spec: TrainSpec, packs: Sequence[Pack], backbone: str, head: Head | None) -> str:
     """Names what a training is of, so that a checkpoint of another one is never gone on from."""
     kind = head.kind if head is not None else ""
-    digest = hashlib.sha256(f"{backbone}\n{kind}\n{spec.model_dump_json()}".encode())
+    said = spec.model_dump_json(exclude={"calibration"})  # which comes after
+    digest = hashlib.sha256(f"{backbone}\n{kind}\n{said}".encode())
     for pack in packs:
         digest.update(repr(pack).encode())
     return digest.hexdigest()[:16]

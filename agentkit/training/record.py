@@ -11,15 +11,21 @@ from agentkit.errors import MissingExtraError
 from agentkit.pictures import picture
 from agentkit.skill.manifest import Manifest
 
+_CURVE = "training.svg"
+
 
 def write_record(folder: Path, manifest: Manifest, metrics: dict[str, Any]) -> None:
     """Write `metrics.json`, `README.md` (the model card) and, with matplotlib, `training.svg`."""
+    _curve(folder / _CURVE, manifest.name, metrics["loss"])
+    write_figures(folder, manifest, metrics)
+
+
+def write_figures(folder: Path, manifest: Manifest, metrics: dict[str, Any]) -> None:
+    """Write `metrics.json` and the model card anew; the curve stays."""
     (folder / "metrics.json").write_text(
         json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    curve = folder / "training.svg"
-    _curve(curve, manifest.name, metrics["loss"])
-    card = _card(manifest, metrics, curve.name if curve.exists() else None)
+    card = _card(manifest, metrics, _CURVE if (folder / _CURVE).exists() else None)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -60,13 +66,36 @@ Documents of the tuning rows were kept out of training; thresholds were chosen o
 | figure | {" | ".join(tuning)} |
 |---|{"---|" * len(tuning)}
 {figures}
-
+{_calibration(metrics)}
 All figures, versions and settings are in `metrics.json`{drawn}.
 
 ## Limits
 
 English only. The adapter answers for the kind of documents in the table; what it says of others is
 unmeasured. It is an aid to a reader, not legal advice.
+"""
+
+
+def _calibration(metrics: dict[str, Any]) -> str:
+    """How sure the answers are, beside how often they are right; empty without a calibration."""
+    found = metrics.get("calibration")
+    if not found:
+        return ""
+    lines = "\n".join(
+        f"| {name} | {part['questions']} | {part['novelty']} "
+        f"| {part['before']['accuracy']} / {part['before']['ece']} "
+        f"| {part['after']['accuracy']} / {part['after']['ece']} |"
+        for name, part in found["parts"].items()
+    )
+    return f"""
+## Calibration
+
+`agentkit calibrate` fitted how sure the answers are, by how new a question is, to these rows as
+they are served (accuracy / expected calibration error; novelty is the median):
+
+| rows | questions | novelty | before | after |
+|---|---|---|---|---|
+{lines}
 """
 
 

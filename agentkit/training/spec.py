@@ -184,6 +184,9 @@ class TrainSpec(_Frozen):
     a little slower, and the adapter learns to live with their rounding."""
     seed: int = 7
     data: tuple[DataSpec, ...] = Field(min_length=1)
+    calibration: tuple[DataSpec, ...] = ()
+    """For a choice that a head makes: questions that `data` does not ask. Of such ones a head is
+    surer than it is right, which only others like them can tell."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSpec:
@@ -267,7 +270,11 @@ def load_train_spec(path: Path) -> TrainSpec:
         return TrainSpec.model_validate({} if value is None else value)
     except ValidationError as error:
         source = YamlSource(value, str(path), dict(_positions(written)))
-        within: dict[str, type[_Frozen]] = {"search": SearchSpec, "data": DataSpec}
+        within: dict[str, type[_Frozen]] = {
+            "search": SearchSpec,
+            "data": DataSpec,
+            "calibration": DataSpec,
+        }
         keys = error.errors()[0]["loc"]
         of = within.get(str(keys[0]), TrainSpec) if len(keys) > 1 else TrainSpec
         raise source.error(error, SkillError, tuple(of.model_fields)) from error

@@ -350,7 +350,7 @@ def _metrics(
                 "as its owner says",
             ),
         },
-        "training": spec.model_dump(mode="json", exclude={"data"}) | _folders(spec),
+        "training": spec.model_dump(mode="json", exclude={"data", "calibration"}) | _folders(spec),
         "data": list(split.sources),
         "packs": len(packs),
         "tokens_per_epoch": sum(len(p.ids) for p in packs),

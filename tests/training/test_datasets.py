@@ -285,6 +285,13 @@ def test_rules_about_clauses_point_at_them(contracts: Path, tmp_path: Path) -> N
         ),
         "Books may be seen.": ("NotMentioned", None, []),
     }
+    options = {"rules": str(rules), "whole": True, "opposites": True}
+    every = load_dataset("cuad_rules", contracts, longest=len(CONTRACT), **options)
+    opposite = next(r for r in every if r["hypothesis"] == "Nothing is paid.")
+    assert len(every) == 3
+    assert (opposite["label"], opposite["opposite"]) == ("Contradiction", None)
+    assert opposite["evidence"][0]["start"] == start
+    assert not load_dataset("cuad_rules", contracts, longest=len(CONTRACT) - 1, **options)
     for record in load_dataset("cuad_rules", contracts, rules=str(rules)):
         said = [record["document"][e["start"] : e["end"]] for e in record["evidence"]]
         assert said == (["Ann  shall pay\nBob on Monday."] if record["evidence"] else [])

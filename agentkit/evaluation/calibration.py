@@ -1,0 +1,209 @@
+"""A trained skill to one whose confidence means something, by rows that it answers as served.
+
+Tuning by packs, as a training does it, tells nothing of a document that is read in windows, nor of
+questions unlike any of the training. Here rows go the product's own way, and what the choice head
+said of each is fitted by how new the question is to it (see `agentkit.adapters.novelty`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from agentkit.errors import InputError, SkillError
+from agentkit.evaluation import classes
+from agentkit.evaluation.evaluate import batches, document_key
+from agentkit.evaluation.serving import SkillPredictor
+from agentkit.output import Answered, deciding
+from agentkit.skill.folder import Skill, load_skill
+from agentkit.skill.manifest import ChoiceAnswer, Manifest
+from agentkit.step import Runner, _Prepared
+from agentkit.training.calibration import Floats, PlainHead, Said, fit_calibration
+from agentkit.training.rows import Row
+from agentkit.types import Json, Reading, StepResult
+
+MOST = 1000
+"""Rows of a part that are answered, at most; and questions of a training that are compared with."""
+LEAST = 20
+"""Rows from which on there is something to fit."""
+
+Progress = Callable[[int, int], None]
+"""Told how many rows are done, and of how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadResult(StepResult):
+    reading: Reading | None = None
+    """What the head said of the prompt that decided."""
+
+
+class ReadingRunner(Runner):
+    """Stateful: a runner whose results of a choice carry what the head said."""
+
+    def _finish(
+        self, one: _Prepared, answers: Sequence[Answered], seconds: float
+    ) -> StepResult | Exception:
+        result = super()._finish(one, answers, seconds)
+        answer = one.skill.manifest.answer if one.skill else None
+        if isinstance(result, Exception) or not isinstance(answer, ChoiceAnswer):
+            return result
+        known = {field.name: getattr(result, field.name) for field in fields(StepResult)}
+        return _ReadResult(**known, reading=deciding(answer, answers)[1].reading)
+
+
+def check_calibrated(skill: Path, manifest: Manifest) -> ChoiceAnswer:
+    """The answer that can be calibrated. Raises `SkillError` where no head makes a choice."""
+    answer = manifest.answer
+    if isinstance(answer, ChoiceAnswer) and answer.scoring == "head":
+        return answer
+    raise SkillError(
+        "only a choice that a task head makes is calibrated like this",
+        where=str(skill),
+        hint="its skill.yaml says `answer: {kind: choice, scoring: head}`",
+    )
+
+
+def calibrate_skill(
+    folder: Path,
+    known: Sequence[Row],
+    parts: Mapping[str, Sequence[Row]],
+    *,
+    serve: Callable[[Skill], SkillPredictor],
+    on_progress: Progress | None = None,
+    seed: int = 7,
+) -> dict[str, Any]:
+    """Fit a trained skill's calibration and write it into its `head.safetensors`.
+
+    `known` are rows of its training, which say what it knows; `parts` rows with answers that it
+    was not trained on, by what they are called. `serve` makes a predictor of a skill, with a
+    `ReadingRunner`. Returns what was done, by part with accuracy and calibration error before and
+    after. Raises `SkillError` for a folder without a trained choice head, `InputError` for too few
+    rows or a row that cannot be answered.
+    """
+    manifest = load_skill(folder).manifest
+    answer = check_calibrated(folder, manifest)
+    file = folder / "head.safetensors"
+    head = PlainHead.read(file)
+    asked = {name: _sample(rows, manifest, seed) for name, rows in parts.items() if rows}
+    learnt = _sample(known, manifest, seed)
+    count = sum(map(len, asked.values()))
+    if count < LEAST:
+        raise InputError(
+            f"{count} rows are too few to calibrate on",
+            where=str(folder),
+            hint=f"give {LEAST} or more with --data, or a share of the training's: `tuning: 0.1`",
+        )
+    for rows in asked.values():
+        for row in rows:
+            _gold(row, answer)  # before time is spent on any
+    done = 0
+
+    def heard(predictor: SkillPredictor, rows: Sequence[Row]) -> Iterator[tuple[Row, Reading]]:
+        nonlocal done
+        for batch in batches(rows, manifest):
+            chosen = [rows[at] for at in batch]
+            yield from zip(chosen, _readings(predictor, chosen), strict=True)
+            done += len(batch)
+            if on_progress is not None:
+                on_progress(done, count + len(learnt))
+
+    with TemporaryDirectory() as scratch:
+        plain = Path(scratch) / folder.resolve().name
+        shutil.copytree(folder, plain)
+        head.write(plain / file.name)
+        predictor = serve(load_skill(plain))
+        questions = [reading.question for _, reading in heard(predictor, learnt)]
+        said = {name: _said(heard(predictor, rows), answer) for name, rows in asked.items()}
+
+    width = next(iter(said.values())).questions.shape[1]
+    calibration, found = fit_calibration(
+        np.array(questions, dtype=np.float32).reshape(-1, width),
+        said,
+        len(answer.choices),
+        [answer.choices.index(name) for name in answer.no_evidence],
+    )
+    head.write(file, calibration)
+    return {
+        "known_questions": len(questions),
+        "curve": [round(float(value), 4) for value in calibration.curve],
+        "parts": {
+            name: {
+                "questions": len(said[name].gold),
+                "novelty": round(float(np.median(one.novelty)), 4),
+                "before": _figures(said[name].chances, said[name].gold),
+                "after": _figures(one.chances, said[name].gold),
+            }
+            for name, one in found.items()
+        },
+    }
+
+
+def asks_again(rows: Sequence[Row], known: Sequence[Row], manifest: Manifest) -> int:
+    """How many rows ask a question that rows of the training ask, too."""
+    there = {_question(row, manifest) for row in known}
+    return sum(_question(row, manifest) in there for row in rows)
+
+
+def _question(row: Row, manifest: Manifest) -> str:
+    """A row's input without its document."""
+    field = manifest.retrieval.document
+    given = row.input
+    if isinstance(given, Mapping):
+        given = {key: value for key, value in given.items() if key != field}
+    return json.dumps(given, sort_keys=True)
+
+
+def _sample(rows: Sequence[Row], manifest: Manifest, seed: int) -> list[Row]:
+    """At most `MOST` rows, whole documents of them as far as they go."""
+    if len(rows) <= MOST:
+        return list(rows)
+    documents: dict[str, list[Row]] = {}
+    for row in rows:
+        documents.setdefault(document_key(row, manifest), []).append(row)
+    order = sorted(documents)
+    Random(seed).shuffle(order)
+    return [row for document in order for row in documents[document]][:MOST]
+
+
+def _readings(predictor: SkillPredictor, rows: Sequence[Row]) -> Iterator[Reading]:
+    for row, result in zip(rows, predictor.results(rows), strict=True):
+        if isinstance(result, Exception):
+            raise InputError(f"cannot be answered: {result}", where=row.place or "a row")
+        reading = result.reading if isinstance(result, _ReadResult) else None
+        if reading is None or reading.choices is None:
+            raise InputError("no head answered", where=row.place or "a row")
+        yield reading
+
+
+def _said(pairs: Iterator[tuple[Row, Reading]], answer: ChoiceAnswer) -> Said:
+    rows, readings = zip(*pairs, strict=True)
+    return Said(
+        chances=np.array([reading.choices for reading in readings], dtype=np.float32),
+        questions=np.array([reading.question for reading in readings], dtype=np.float32),
+        gold=np.array([_gold(row, answer) for row in rows], dtype=np.int64),
+    )
+
+
+def _gold(row: Row, answer: ChoiceAnswer) -> int:
+    expected = row.expected.get(answer.field) if isinstance(row.expected, Mapping) else None
+    if expected not in answer.choices:
+        raise InputError(
+            f"{answer.field} is {expected!r}, not one of {', '.join(answer.choices)}",
+            where=row.place or "a row",
+        )
+    return answer.choices.index(expected)
+
+
+def _figures(chances: Floats, gold: np.ndarray[Any, Any]) -> dict[str, Json]:
+    right = (chances.argmax(axis=1) == gold).astype(np.float64)
+    sure = chances.max(axis=1).astype(np.float64)
+    error = classes.calibration_error(sure, right, np.ones(len(right)))
+    return {"accuracy": round(float(right.mean()), 4), "ece": round(error or 0.0, 4)}

@@ -1,0 +1,109 @@
+"""A trained choice head to one that knows what its answers are worth: its file, with and without.
+
+What the head said of rows comes from elsewhere, for only the product's own way to answer tells how
+sure it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from agentkit.adapters.heads import CALIBRATION, KIND, ChoiceHead
+from agentkit.adapters.novelty import NoveltyCalibration, calibrated
+from agentkit.errors import SkillError
+from agentkit.training.curve import Heard, fit_curve
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Said:
+    """What a head without calibration said of some questions, and what would have been right."""
+
+    chances: Floats
+    """`(n, choices)`, each row sums to one."""
+    questions: Floats
+    """`(n, 2 * hidden)`: features of the questions, as `question_features` gives them."""
+    gold: NDArray[np.int64]
+    """`(n,)`: numbers of the right choices."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibrated:
+    """The chances of a part by the calibration that was fitted, and how new its questions are."""
+
+    chances: Floats
+    novelty: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlainHead:
+    """A choice head's file without an earlier calibration."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+    @classmethod
+    def read(cls, file: Path) -> PlainHead:
+        """Raises `SkillError` where there is none, or a head of another kind."""
+        if not file.exists():
+            raise SkillError(
+                "there is no task head to calibrate", where=str(file), hint="train the skill first"
+            )
+        with safe_open(file, framework="pt") as opened:
+            metadata = dict(opened.metadata() or {})
+        if metadata.get(KIND) != ChoiceHead.kind:
+            raise SkillError(f"the head is of kind {metadata.get(KIND)!r}", where=str(file))
+        tensors = load_file(file)
+        return cls({n: t for n, t in tensors.items() if not n.startswith(CALIBRATION)}, metadata)
+
+    def write(self, file: Path, calibration: NoveltyCalibration | None = None) -> None:
+        """Write it, calibrated or not: the file is whole or stays what it was."""
+        added = calibration.state_dict() if calibration is not None else {}
+        tensors = self.tensors | {
+            # Directions of questions need no more digits, and are most of what is stored.
+            CALIBRATION + name: (value.half() if name == "known" else value).contiguous()
+            for name, value in added.items()
+        }
+        fresh = file.with_suffix(".fresh")
+        fresh.write_bytes(save(tensors, self.metadata))
+        fresh.replace(file)
+
+
+def fit_calibration(
+    known: Floats, parts: Mapping[str, Said], choices: int, silent: Collection[int]
+) -> tuple[NoveltyCalibration, dict[str, Calibrated]]:
+    """Fit a calibration; `known` `(k, 2 * hidden)` are features of questions of the training.
+
+    `silent` are the numbers of the choices that say nothing speaks of a question.
+    """
+    calibration = NoveltyCalibration.of(torch.from_numpy(known), choices, silent)
+    calibration.known.copy_(calibration.known.half())  # as stored: what is fitted is served
+    heard = {
+        name: Heard(
+            logits=torch.from_numpy(said.chances).clamp(min=1e-7).log(),
+            novelty=calibration.novelty(torch.from_numpy(said.questions)),
+            gold=torch.from_numpy(said.gold),
+        )
+        for name, said in parts.items()
+    }
+    calibration.curve.copy_(fit_curve(list(heard.values()), calibration.silent))
+    found = {
+        name: Calibrated(
+            calibrated(one.logits, one.novelty, calibration.silent, calibration.curve)
+            .exp()
+            .numpy(),
+            one.novelty.numpy(),
+        )
+        for name, one in heard.items()
+    }
+    return calibration, found

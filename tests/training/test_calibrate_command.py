@@ -1,0 +1,151 @@
+"""`agentkit calibrate`, and `agentkit train` with questions to calibrate on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from agentkit.cli.app import run
+from agentkit.testing import TinyBackbone
+
+NEW = ("fence", "tower", "bridge")
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, tiny_backbone: TinyBackbone, monkeypatch: pytest.MonkeyPatch, capsys
+) -> Callable[..., Any]:
+    monkeypatch.setenv("AGENTKIT_HOME", str(tmp_path / "home"))
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        settings = (f"backbone={tiny_backbone.path}", "dtype=float32", "threads=1")
+        code = run([*arguments, *(part for one in settings for part in ("--set", one))])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def new_rows(count: int) -> str:
+    """Questions that no toy's training asks."""
+    rows = []
+    for n in range(count):
+        thing = NEW[n % len(NEW)]
+        said = n % 2 == 0
+        text = f"Deed {n}. " + (f"The {thing} is red." if said else "The roof is blue.")
+        expected = {"answer": "red" if said else "silent"}
+        rows.append({"input": {"thing": thing, "document": text}, "expected": expected})
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def toy_of(make_toy: Callable[..., Any], tmp_path: Path, **train: Any) -> Path:
+    folder: Path = make_toy("choice", tmp_path / "toy", steps=4, **train).folder
+    (folder / "new.jsonl").write_text(new_rows(24))
+    return folder
+
+
+def test_a_training_with_questions_to_calibrate_on_ends_with_their_figures(
+    make_toy: Callable[..., Any], tmp_path: Path, call: Callable[..., Any]
+) -> None:
+    folder = toy_of(make_toy, tmp_path, calibration=[{"path": "new.jsonl"}])
+    code, _, err = call("train", str(folder))
+    assert code == 0, err
+    metrics = json.loads((folder / "metrics.json").read_text())
+    found = metrics["calibration"]
+    assert found["parts"]["calibration"]["questions"] == 24
+    assert found["data"][0]["source"] == "new.jsonl"
+    assert "calibration" not in metrics["training"]
+    known = load_file(folder / "head.safetensors")["calibration.known"]
+    assert len(known) == found["known_questions"] > 0
+    assert "## Calibration" in (folder / "README.md").read_text()
+
+
+def test_calibrating_again_begins_from_the_plain_head_and_gives_the_same(
+    make_toy: Callable[..., Any], tmp_path: Path, call: Callable[..., Any]
+) -> None:
+    folder = toy_of(make_toy, tmp_path)
+    assert call("train", str(folder))[0] == 0
+    plain = load_file(folder / "head.safetensors")
+    again = []
+    for _ in range(2):
+        code, out, err = call("calibrate", str(folder), "--data", str(folder / "new.jsonl"))
+        assert code == 0, err
+        again.append((json.loads(out), load_file(folder / "head.safetensors")))
+    assert again[0][0] == again[1][0]
+    assert set(again[0][0]["parts"]) >= {"new.jsonl"}
+    for name, tensor in again[1][1].items():
+        assert tensor.equal(again[0][1][name])
+    assert all(again[0][1][name].equal(tensor) for name, tensor in plain.items())
+    assert "calibration.curve" not in plain
+
+
+def test_what_is_served_has_the_probabilities_that_were_fitted(
+    make_toy: Callable[..., Any], tmp_path: Path, call: Callable[..., Any]
+) -> None:
+    folder = toy_of(make_toy, tmp_path)
+    assert call("train", str(folder))[0] == 0
+    rows = folder / "new.jsonl"
+
+    code, out, err = call("calibrate", str(folder), "--data", str(rows))
+    assert code == 0, err
+    after = json.loads(out)["parts"]["new.jsonl"]["after"]
+    skills = ("--skills", str(folder.parent))
+    code, out, err = call("eval", folder.name, "--data", str(rows), "--json", *skills)
+    assert code == 0, err
+    figures = json.loads(out)["metrics"]
+    assert figures["accuracy"]["value"] == pytest.approx(after["accuracy"], abs=1e-3)
+    assert figures["ece"]["value"] == pytest.approx(after["ece"], abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (new_rows(3), "too few"),
+        (new_rows(24).replace('"silent"', '"green"'), "not one of"),
+        ("not json\n", "new.jsonl:1"),
+    ],
+)
+def test_rows_that_say_nothing_are_refused_and_the_head_stays(
+    rows: str,
+    message: str,
+    make_toy: Callable[..., Any],
+    tmp_path: Path,
+    call: Callable[..., Any],
+) -> None:
+    folder = toy_of(make_toy, tmp_path)
+    assert call("train", str(folder))[0] == 0
+    before = (folder / "head.safetensors").read_bytes()
+    (folder / "new.jsonl").write_text(rows)
+    (folder / "train.yaml").unlink()
+    code, _, err = call("calibrate", str(folder), "--data", str(folder / "new.jsonl"))
+    assert code == 2
+    assert message in " ".join(err.split())
+    assert (folder / "head.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["likelihood", "marks", "generate"])
+def test_only_a_choice_of_a_head_is_calibrated(
+    kind: str, make_toy: Callable[..., Any], tmp_path: Path, call: Callable[..., Any]
+) -> None:
+    folder = make_toy(kind, tmp_path / "toy", calibration=[{"path": "rows.jsonl"}]).folder
+    for command in ("train", "calibrate"):
+        code, _, err = call(command, str(folder))
+        assert code == 2
+        assert "a choice that a task head makes" in " ".join(err.split())
+    assert not (folder / "metrics.json").exists()
+
+
+def test_questions_that_the_training_asks_are_told(
+    make_toy: Callable[..., Any], tmp_path: Path, call: Callable[..., Any]
+) -> None:
+    folder = toy_of(make_toy, tmp_path, calibration=[{"path": "new.jsonl"}])
+    again = (folder / "new.jsonl").read_text().replace("fence", "gate")
+    (folder / "new.jsonl").write_text(again)
+    code, _, err = call("train", str(folder))
+    assert code == 0
+    assert "8 of 24 rows" in " ".join(err.split())
