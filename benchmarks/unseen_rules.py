@@ -1,11 +1,11 @@
 """Rules that no training saw: are they read, or only known?
 
-- On contracts other than NDAs: those of CUAD's held-out filers, whole, through the product's own
+- Without `--folds`, on contracts other than NDAs: those of CUAD's held-out filers, whole, through the product's own
   context. The rules are those of `skills/SKILL/training/clause_rules.jsonl` marked `unseen`, about
   categories of clauses that no rule of a training is about (single sentences of other contracts, of
   any matter, are asked and denied in training, too). A rule whose clause a contract has is
   asked together with its opposite; of those whose clause it lacks, some are asked alone.
-- With `--folds N`, on ContractNLI's dev split: four hypotheses are left out of a training, in
+- With `--folds N` instead, on ContractNLI's dev split: four hypotheses are left out of a training, in
   turn, with the rules of contracts' clauses about the same matter, and asked in their own words, in
   a paraphrase and negated. Each fold trains an adapter first, for `--minutes`, on all of the
   skill's documents or on `--limit` of each source; a fold that is there is not trained again.
@@ -83,18 +83,18 @@ def main() -> int:
     need(options.data_dir)
     folds = [fold(number, options) for number in range(options.folds)]
     with Kit() as kit:
-        asked = contracts(options)
-        metrics = measured("CUAD", answered(kit, kit.skills[SKILL.name], asked))
-        if (options.frozen / "head.safetensors").is_file():
-            alone = kit.store.admit(load_skill(options.frozen, name=SKILL.name))
-            metrics += measured("CUAD, frozen", answered(kit, alone, asked))
+        if not folds:
+            asked = contracts(options)
+            metrics = measured("CUAD", answered(kit, kit.skills[SKILL.name], asked))
+            if (options.frozen / "head.safetensors").is_file():
+                alone = kit.store.admit(load_skill(options.frozen, name=SKILL.name))
+                metrics += measured("CUAD, frozen", answered(kit, alone, asked))
+            return finish("unseen_contracts", metrics, options.json)
         answers: list[Answered] = []
         for folder, left_out in folds:
             skill = kit.store.admit(load_skill(folder, name=SKILL.name))
             answers += answered(kit, skill, agreements(left_out, options))
-        if answers:
-            metrics += measured("ContractNLI", answers)
-    return finish("unseen_rules", metrics, options.json)
+        return finish("unseen_rules", measured("ContractNLI", answers), options.json)
 
 
 def answered(kit: Kit, skill: Skill, asked: Asked) -> list[Answered]:

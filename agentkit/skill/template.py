@@ -254,7 +254,7 @@ data:
     tuning: 0.1       # this share of the documents chooses thresholds and watches progress
 """
 
-_CALIBRATION = """# calibration:    # questions that `data` does not ask, to be as sure of new ones
+_CALIBRATION = """# calibration:    # questions that `data` does not ask: how sure to be of such
 #   - path: new.jsonl
 """
 
