@@ -145,7 +145,7 @@ def shown(name: str, metric: dict[str, Any]) -> bool:
         _, _, *rest = metric["name"].split(", ")
         if rest[-1] in BESIDE and len(rest) == 2 and " over " not in rest[0]:
             return True
-    if name.startswith("unseen") and metric["name"].endswith(", accuracy"):
+    if name.startswith("unseen") and re.search(r", accuracy(?: where .*)?$", metric["name"]):
         return True
     return name in WHOLE or metric["target"] is not None
 

@@ -57,8 +57,11 @@ def whole(folder: Path, changes: Mapping[str, Any]) -> bool:
     """Whether the folder holds what a training with these changes gives."""
     try:
         load_skill(folder)
-        record(folder)
-        spec = load_train_spec(folder / "train.yaml").model_dump(exclude_unset=True, mode="json")
+        found = record(folder)
+        trained_spec = load_train_spec(folder / "train.yaml")
+        if trained_spec.calibration and "calibration" not in found:
+            return False
+        spec = trained_spec.model_dump(exclude_unset=True, mode="json")
         base = load_train_spec(SKILL / "train.yaml").model_dump(exclude_unset=True)
     except (OSError, ValueError, AgentkitError):
         return False

@@ -87,6 +87,11 @@ def measured(name: str, answers: Sequence[Answered]) -> list[Metric]:
     return metrics
 
 
+def silent(name: str, answers: Sequence[Answered]) -> Metric:
+    """How many rules that nothing speaks of are answered so."""
+    return Metric(f"{name}, accuracy where the matter is foreign", accuracy(answers))
+
+
 def accuracy(answers: Sequence[Answered]) -> float:
     return sum(one.right for one in answers) / len(answers)
 

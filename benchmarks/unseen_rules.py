@@ -1,13 +1,14 @@
 """Rules that no training saw: are they read, or only known?
 
-- Without `--folds`, on contracts other than NDAs: those of CUAD's held-out filers, whole, through the product's own
-  context. The rules are those of `skills/SKILL/training/clause_rules.jsonl` marked `unseen`, about
-  categories of clauses that no rule of a training is about (single sentences of other contracts, of
-  any matter, are asked and denied in training, too). A rule whose clause a contract has is
-  asked together with its opposite; of those whose clause it lacks, some are asked alone.
-- With `--folds N` instead, on ContractNLI's dev split: four hypotheses are left out of a training, in
-  turn, with the rules of contracts' clauses about the same matter, and asked in their own words, in
-  a paraphrase and negated. Each fold trains an adapter first, for `--minutes`, on all of the
+- Without `--folds`, on contracts other than NDAs: those of CUAD's held-out filers, whole, through
+  the product's own context. The rules are those of `skills/SKILL/training/clause_rules.jsonl`
+  marked `unseen`, about categories of clauses that no rule of a training is about (single sentences
+  of other contracts, of any matter, are asked and denied in training, too). A rule whose clause a
+  contract has is asked together with its opposite; of those whose clause it lacks, some are asked
+  alone. And they are asked rules about what no contract between firms speaks of.
+- With `--folds N` instead, on ContractNLI's dev split: four hypotheses are left out of a training,
+  in turn, with the rules of contracts' clauses about the same matter, and asked in their own words,
+  in a paraphrase and negated. Each fold trains an adapter first, for `--minutes`, on all of the
   skill's documents or on `--limit` of each source; a fold that is there is not trained again.
 
 Beside each stands the most frequent verdict, known beforehand: of all questions for contracts, of
@@ -30,7 +31,7 @@ from random import Random
 
 from common import arguments, finish, need
 from trainings import ROOT, SKILL, console, trained
-from unseen_answers import VERDICTS, Answered, Question, measured
+from unseen_answers import VERDICTS, Answered, Question, measured, silent
 
 from agentkit.evaluation.serving import SkillPredictor
 from agentkit.kit import Kit
@@ -42,6 +43,15 @@ from agentkit.training.spec import load_train_spec
 
 RULES = SKILL / "training" / "clause_rules.jsonl"
 WORDINGS = SKILL / "training" / "wordings.jsonl"
+FOREIGN = (
+    "Bees must be kept on the premises.",
+    "Staff get a free lunch on Fridays.",
+    "The tenant may paint the walls blue.",
+    "Passengers must wear seat belts.",
+    "The choir rehearses twice a week.",
+    "Pupils may not use phones in class.",
+)
+"""Rules about what no contract between firms speaks of: only silence is right."""
 FOLD = 4
 """Hypotheses that a fold leaves out."""
 ALIKE = {
@@ -86,6 +96,7 @@ def main() -> int:
         if not folds:
             asked = contracts(options)
             metrics = measured("CUAD", answered(kit, kit.skills[SKILL.name], asked))
+            metrics.append(silent("CUAD", answered(kit, kit.skills[SKILL.name], foreign(asked))))
             if (options.frozen / "head.safetensors").is_file():
                 alone = kit.store.admit(load_skill(options.frozen, name=SKILL.name))
                 metrics += measured("CUAD, frozen", answered(kit, alone, asked))
@@ -151,6 +162,14 @@ def contracts(options: argparse.Namespace) -> Asked:
         if record["opposite"]:
             questions.append(Question(name, kind, record["opposite"], "contradicted", pair, "all"))
     return asked
+
+
+def foreign(asked: Asked) -> Asked:
+    """The same contracts, asked what none of them speaks of."""
+    return {
+        name: (text, [Question(name, "", r, "not_mentioned", None, "") for r in FOREIGN])
+        for name, (text, _) in asked.items()
+    }
 
 
 # ---------------------------------------------------------------- hypotheses left out

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import TypeAlias
 
 import torch
@@ -170,6 +171,12 @@ class ChoiceHead(nn.Module):
         if self.calibration is not None:
             choices = self.calibration(choices, questions)
         return choices, evidence + self.evidence_cut
+
+    def uncalibrated(self) -> ChoiceHead:
+        """A copy without its calibration."""
+        plain = deepcopy(self)
+        plain.calibration = None
+        return plain
 
     @staticmethod
     def attention(evidence: Tensor) -> Tensor:

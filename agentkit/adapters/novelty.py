@@ -34,11 +34,14 @@ class NoveltyCalibration(nn.Module):
         self.known: Tensor
         self.silent: Tensor
         self.curve: Tensor
+        self.furthest: Tensor
         self.register_buffer("center", torch.zeros(width))
         # Directions of the features of questions of the training, seen from their centre.
         self.register_buffer("known", torch.zeros(known, width))
         self.register_buffer("silent", torch.zeros(choices))
         self.register_buffer("curve", torch.zeros(CURVE))
+        # What lies further than anything that was fitted is taken to be as far as that.
+        self.register_buffer("furthest", torch.tensor(2.0))
 
     @classmethod
     def of(cls, questions: Tensor, choices: int, silent: Collection[int]) -> NoveltyCalibration:
@@ -46,8 +49,9 @@ class NoveltyCalibration(nn.Module):
 
         `silent` are the numbers of the choices that say nothing speaks of the question.
         """
-        made = cls(questions.shape[1], choices, len(questions))
-        if len(questions):
+        # A single one would be its own centre, and lie in no direction from it.
+        made = cls(questions.shape[1], choices, len(questions) if len(questions) > 1 else 0)
+        if len(made.known):
             made.center.copy_(questions.mean(dim=0))
             made.known.copy_(functional.normalize(questions - made.center, dim=1))
         made.silent[list(silent)] = 1.0
@@ -62,14 +66,14 @@ class NoveltyCalibration(nn.Module):
         return cls(known.shape[1], len(choices), len(known))
 
     def novelty(self, questions: Tensor) -> Tensor:
-        """`(n,)`: cosine distance of features `(n, width)` to the nearest known ones, 0 to 2.
+        """`(n,)`: cosine distance of features `(n, width)` to the nearest known ones.
 
-        0 where no question is known.
+        From 0, which it is where no question is known, to `furthest`, at most 2.
         """
         if not len(self.known):
             return questions.new_zeros(len(questions))
         directions = functional.normalize(questions - self.center, dim=1)
-        return 1.0 - (directions @ self.known.T).max(dim=1).values
+        return (1.0 - (directions @ self.known.T).max(dim=1).values).clamp(max=self.furthest)
 
     def forward(self, logits: Tensor, questions: Tensor) -> Tensor:
         """Calibrated log-probabilities `(n, choices)` of logits `(n, choices)`."""

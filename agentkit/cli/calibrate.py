@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agentkit.cli.options import Set, settings_from
 from agentkit.cli.output import print_json, say, stderr
+from agentkit.errors import InputError
 
 if TYPE_CHECKING:
     from agentkit.settings import Settings
@@ -31,6 +32,14 @@ def calibrate(
     data_dir: Annotated[
         Path, typer.Option(help="Folder of the public data sets that train.yaml names.")
     ] = Path("data"),
+    alone: Annotated[
+        bool,
+        typer.Option(
+            "--alone",
+            help="Fit to the rows of --data alone; what the training asked, the head knows from "
+            "its last calibration.",
+        ),
+    ] = False,
     set_: Set = None,
 ) -> None:
     """Fit how sure a skill's choices are, and from where on it says that nothing speaks of a rule.
@@ -39,8 +48,10 @@ def calibrate(
     each as it is served, by how new a question is to the skill. Writes head.safetensors and the
     figures in metrics.json; what the adapter learnt stays as it is.
     """
+    if alone and not data:
+        raise InputError("--alone fits to the rows of --data", hint="give them")
     found = calibrate_folder(
-        folder, settings=settings_from(set_), data_dir=data_dir, given=data or ()
+        folder, settings=settings_from(set_), data_dir=data_dir, given=data or (), alone=alone
     )
     print_json(found)
 
@@ -51,6 +62,7 @@ def calibrate_folder(
     settings: Settings,
     data_dir: Path,
     given: Sequence[Path] = (),
+    alone: bool = False,
     paths_from: Path | None = None,
 ) -> dict[str, Any]:
     """Calibrate a trained skill and note it in its records; relative paths as a training has them.
@@ -67,34 +79,31 @@ def calibrate_folder(
     from agentkit.kit import Kit
     from agentkit.skill.folder import Skill
     from agentkit.skill.manifest_files import read_manifest
-    from agentkit.training.record import write_figures
-    from agentkit.training.rows import load_rows, rows_from_jsonl
+    from agentkit.training.record import read_figures, write_figures
+    from agentkit.training.rows import calibration_rows, load_rows
     from agentkit.training.spec import load_train_spec
 
     manifest, _ = read_manifest(folder)
     check_calibrated(folder, manifest)
-    known: Sequence[Row] = ()
+    metrics = read_figures(folder)
+    known: Sequence[Row] | None = None
     parts: dict[str, Sequence[Row]] = {}
     sources: list[dict[str, Any]] = []
-    if not given or (folder / "train.yaml").exists():
+    if not alone:
         spec = load_train_spec(folder / "train.yaml")
         origin = paths_from or folder
         split = load_rows(spec, skill=origin, data_dir=data_dir)
         known, parts["tuning"] = split.train, split.tuning
-        if spec.calibration:
-            asked = load_rows(
-                spec.model_copy(update={"data": spec.calibration}), skill=origin, data_dir=data_dir
+        parts["calibration"], sources = calibration_rows(spec, skill=origin, data_dir=data_dir)
+        if again := asks_again(parts["calibration"], known, manifest):
+            say(
+                f"{again} of {len(parts['calibration'])} rows to calibrate on ask what the "
+                "training asks, too: of new questions they say nothing",
+                label="note",
             )
-            parts["calibration"] = (*asked.train, *asked.tuning)
-            sources += asked.sources
-            if again := asks_again(parts["calibration"], known, manifest):
-                say(
-                    f"{again} of {len(parts['calibration'])} rows to calibrate on ask what the "
-                    "training asks, too: of new questions they say nothing",
-                    label="note",
-                )
     for path in given:
-        parts[path.name] = rows_from_jsonl(path)
+        parts[_name(path, parts)], source = _own_rows(path)
+        sources.append(source)
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=stderr
     )
@@ -103,7 +112,7 @@ def calibrate_folder(
 
         def serve(skill: Skill) -> SkillPredictor:
             return SkillPredictor(
-                kit.store.admit(skill),
+                skill,
                 engine=kit.engine,
                 encoder=kit.encoder,
                 documents=kit.documents,
@@ -118,10 +127,24 @@ def calibrate_folder(
             serve=serve,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    if sources:
-        found["data"] = sources
-    record = folder / "metrics.json"
-    if record.exists():
-        metrics = json.loads(record.read_text(encoding="utf-8"))
+    found["data"] = sources
+    if metrics is not None:
         write_figures(folder, manifest, metrics | {"calibration": found})
     return found
+
+
+def _name(path: Path, taken: Mapping[str, Sequence[Row]]) -> str:
+    """What the rows of a file are called: by its name, or by the way to it where that is taken."""
+    return path.name if path.name not in (*taken, "tuning", "calibration") else str(path)
+
+
+def _own_rows(path: Path) -> tuple[list[Row], dict[str, Any]]:
+    """The rows that say what is right, and what is noted of their file."""
+    from agentkit.training.rows import rows_from_jsonl
+
+    rows = rows_from_jsonl(path)
+    kept = [row for row in rows if row.expected is not None]
+    if len(kept) < len(rows):
+        say(f"{path}: {len(rows) - len(kept)} rows do not say what is right: passed over")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return kept, {"source": path.name, "sha256": digest, "rows": len(kept)}

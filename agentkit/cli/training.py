@@ -78,7 +78,7 @@ def train(
     settings = settings_from([*(set_ or []), *([f"backbone={backbone}"] if backbone else [])])
 
     def one(folder: Path) -> Path:
-        trained = train_skill(
+        return train_skill(
             copy_untrained(folder, out, changes) if out else folder,
             settings=settings,
             data_dir=data_dir,
@@ -86,21 +86,19 @@ def train(
             console=stderr,
             paths_from=folder,
         ).folder
+
+    def finish(folder: Path, trained: Path) -> None:
         if load_train_spec(trained / "train.yaml").calibration:
-            say(f"trained; what ends from here on `agentkit calibrate {trained}` does again")
             calibrate_folder(trained, settings=settings, data_dir=data_dir, paths_from=folder)
-        return trained
 
     def figures(trained: Path) -> Any:
         return json.loads((trained / "metrics.json").read_text(encoding="utf-8"))["tuning"]
 
-    if len(chosen) == 1:
-        print_json(figures(one(chosen[0])))
-        return
     named = f"{settings.backbone}\n{out and out.resolve()}\n{changes}"
     notes = work or settings.home / "training"
-    written = train_each(chosen, one, notes=notes, named=named, said=say)
-    print_json({name: figures(folder) for name, folder in written.items()})
+    written = train_each(chosen, one, notes=notes, named=named, said=say, finish=finish)
+    every = {name: figures(folder) for name, folder in written.items()}
+    print_json(every if len(chosen) > 1 else every.popitem()[1])
 
 
 def _chosen(folders: list[Path], every: bool) -> list[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -32,8 +33,10 @@ from agentkit.types import Json, Reading, StepResult
 
 MOST = 1000
 """Rows of a part that are answered, at most; and questions of a training that are compared with."""
-LEAST = 20
+LEAST = 50
 """Rows from which on there is something to fit."""
+_EACH = 4
+"""Documents of which one question of a training is taken to be known, at most."""
 
 Progress = Callable[[int, int], None]
 """Told how many rows are done, and of how many."""
@@ -65,7 +68,7 @@ def check_calibrated(skill: Path, manifest: Manifest) -> ChoiceAnswer:
     if isinstance(answer, ChoiceAnswer) and answer.scoring == "head":
         return answer
     raise SkillError(
-        "only a choice that a task head makes is calibrated like this",
+        "only an answer that is a choice that a task head makes is calibrated like this",
         where=str(skill),
         hint="its skill.yaml says `answer: {kind: choice, scoring: head}`",
     )
@@ -73,7 +76,7 @@ def check_calibrated(skill: Path, manifest: Manifest) -> ChoiceAnswer:
 
 def calibrate_skill(
     folder: Path,
-    known: Sequence[Row],
+    known: Sequence[Row] | None,
     parts: Mapping[str, Sequence[Row]],
     *,
     serve: Callable[[Skill], SkillPredictor],
@@ -82,7 +85,8 @@ def calibrate_skill(
 ) -> dict[str, Any]:
     """Fit a trained skill's calibration and write it into its `head.safetensors`.
 
-    `known` are rows of its training, which say what it knows; `parts` rows with answers that it
+    `known` are rows of its training, which say what it knows (None: what its last calibration
+    knew); `parts` rows with answers that it
     was not trained on, by what they are called. `serve` makes a predictor of a skill, with a
     `ReadingRunner`. Returns what was done, by part with accuracy and calibration error before and
     after. Raises `SkillError` for a folder without a trained choice head, `InputError` for too few
@@ -93,7 +97,7 @@ def calibrate_skill(
     file = folder / "head.safetensors"
     head = PlainHead.read(file)
     asked = {name: _sample(rows, manifest, seed) for name, rows in parts.items() if rows}
-    learnt = _sample(known, manifest, seed)
+    learnt = _questions(known or (), manifest, seed)
     count = sum(map(len, asked.values()))
     if count < LEAST:
         raise InputError(
@@ -124,15 +128,14 @@ def calibrate_skill(
         said = {name: _said(heard(predictor, rows), answer) for name, rows in asked.items()}
 
     width = next(iter(said.values())).questions.shape[1]
-    calibration, found = fit_calibration(
-        np.array(questions, dtype=np.float32).reshape(-1, width),
-        said,
-        len(answer.choices),
-        [answer.choices.index(name) for name in answer.no_evidence],
-    )
+    silent = [answer.choices.index(name) for name in answer.no_evidence]
+    features = np.array(questions, dtype=np.float32).reshape(-1, width)
+    calibration = head.knowing(None if known is None else features, len(answer.choices), silent)
+    found = fit_calibration(calibration, said)
     head.write(file, calibration)
     return {
-        "known_questions": len(questions),
+        "known_questions": len(calibration.known),
+        "furthest": round(float(calibration.furthest), 4),
         "curve": [round(float(value), 4) for value in calibration.curve],
         "parts": {
             name: {
@@ -147,8 +150,13 @@ def calibrate_skill(
 
 
 def asks_again(rows: Sequence[Row], known: Sequence[Row], manifest: Manifest) -> int:
-    """How many rows ask a question that rows of the training ask, too."""
+    """How many rows ask a question that rows of the training ask, too.
+
+    None where a skill has but one, as one that is given nothing but a document.
+    """
     there = {_question(row, manifest) for row in known}
+    if len(there) < 2:
+        return 0
     return sum(_question(row, manifest) in there for row in rows)
 
 
@@ -165,12 +173,31 @@ def _sample(rows: Sequence[Row], manifest: Manifest, seed: int) -> list[Row]:
     """At most `MOST` rows, whole documents of them as far as they go."""
     if len(rows) <= MOST:
         return list(rows)
-    documents: dict[str, list[Row]] = {}
+    return [row for own in _documents(rows, manifest, seed) for row in own][:MOST]
+
+
+def _questions(rows: Sequence[Row], manifest: Manifest, seed: int) -> list[Row]:
+    """At most `MOST` rows of many questions, each asked of a few documents."""
+    taken: Counter[str] = Counter()
+    chosen: list[Row] = []
+    for own in _documents(rows, manifest, seed):
+        for row in own:
+            question = _question(row, manifest)
+            if taken[question] < _EACH and len(chosen) < MOST:
+                taken[question] += 1
+                chosen.append(row)
+    return chosen
+
+
+def _documents(rows: Sequence[Row], manifest: Manifest, seed: int) -> list[list[Row]]:
+    """The rows of each document, documents in random order; none of them twice."""
+    documents: dict[str, dict[str, Row]] = {}
     for row in rows:
-        documents.setdefault(document_key(row, manifest), []).append(row)
+        own = documents.setdefault(document_key(row, manifest), {})
+        own[_question(row, manifest)] = row
     order = sorted(documents)
     Random(seed).shuffle(order)
-    return [row for document in order for row in documents[document]][:MOST]
+    return [list(documents[document].values()) for document in order]
 
 
 def _readings(predictor: SkillPredictor, rows: Sequence[Row]) -> Iterator[Reading]:

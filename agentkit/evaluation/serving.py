@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
+from agentkit.adapters.heads import ChoiceHead
 from agentkit.engine.engine import Engine
 from agentkit.engine.install import LoadedSkill
 from agentkit.evaluation.scoring import Prediction
@@ -31,7 +32,11 @@ class BareEngine(Engine):
         """Check and load a skill, then take its adapter out of the modules again."""
         installed = super()._install(skill)
         self._between_steps(lambda: self._slots.empty(installed.slot))
-        return replace(installed, prefix_states=None)
+        head = installed.head
+        if skill.adapter and isinstance(head, ChoiceHead):
+            # A calibration knows the adapter's states: to it all bare ones are new.
+            head = head.uncalibrated()
+        return replace(installed, prefix_states=None, head=head)
 
 
 @dataclass(frozen=True, slots=True)

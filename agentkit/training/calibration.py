@@ -13,16 +13,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from agentkit.adapters.heads import CALIBRATION, KIND, ChoiceHead
 from agentkit.adapters.novelty import NoveltyCalibration, calibrated
+from agentkit.adapters.tensor_file import read_tensors
 from agentkit.errors import SkillError
 from agentkit.training.curve import Heard, fit_curve
 
 Floats = NDArray[np.float32]
+
+_REACH = 0.95
+"""Share of a part's questions that a curve reaches; beyond them a few would say how it goes on."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,20 +54,43 @@ class PlainHead:
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
+    before: dict[str, Tensor]
+    """The tensors of the calibration that the file had."""
 
     @classmethod
     def read(cls, file: Path) -> PlainHead:
-        """Raises `SkillError` where there is none, or a head of another kind."""
+        """Raises `SkillError` where there is none, or a head of another kind, and `AdapterError`
+        as `read_tensors` does."""
         if not file.exists():
             raise SkillError(
                 "there is no task head to calibrate", where=str(file), hint="train the skill first"
             )
-        with safe_open(file, framework="pt") as opened:
-            metadata = dict(opened.metadata() or {})
-        if metadata.get(KIND) != ChoiceHead.kind:
-            raise SkillError(f"the head is of kind {metadata.get(KIND)!r}", where=str(file))
-        tensors = load_file(file)
-        return cls({n: t for n, t in tensors.items() if not n.startswith(CALIBRATION)}, metadata)
+        read = read_tensors(file)
+        if read.metadata.get(KIND) != ChoiceHead.kind:
+            raise SkillError(f"the head is of kind {read.metadata.get(KIND)!r}", where=str(file))
+        plain = {n: t for n, t in read.tensors.items() if not n.startswith(CALIBRATION)}
+        before = {n: t for n, t in read.tensors.items() if n not in plain}
+        return cls(plain, dict(read.metadata), before)
+
+    def knowing(
+        self, questions: Floats | None, choices: int, silent: Collection[int]
+    ) -> NoveltyCalibration:
+        """A calibration that changes nothing yet and knows questions of the training.
+
+        `questions` are their features `(k, 2 * hidden)`; None takes those that the file's
+        calibration knew. `silent` are the numbers of the choices that say nothing speaks of a
+        question.
+        """
+        if questions is not None:
+            made = NoveltyCalibration.of(torch.from_numpy(questions), choices, silent)
+        else:
+            width = 2 * ChoiceHead.like(self.tensors).hidden
+            made = NoveltyCalibration.of(torch.zeros(0, width), choices, silent)
+            if self.before:
+                made.center.copy_(self.before[f"{CALIBRATION}center"])
+                made.known = self.before[f"{CALIBRATION}known"].float()
+        made.known.copy_(made.known.half())  # as stored: what is fitted is served
+        return made
 
     def write(self, file: Path, calibration: NoveltyCalibration | None = None) -> None:
         """Write it, calibrated or not: the file is whole or stays what it was."""
@@ -80,14 +106,11 @@ class PlainHead:
 
 
 def fit_calibration(
-    known: Floats, parts: Mapping[str, Said], choices: int, silent: Collection[int]
-) -> tuple[NoveltyCalibration, dict[str, Calibrated]]:
-    """Fit a calibration; `known` `(k, 2 * hidden)` are features of questions of the training.
-
-    `silent` are the numbers of the choices that say nothing speaks of a question.
-    """
-    calibration = NoveltyCalibration.of(torch.from_numpy(known), choices, silent)
-    calibration.known.copy_(calibration.known.half())  # as stored: what is fitted is served
+    calibration: NoveltyCalibration, parts: Mapping[str, Said]
+) -> dict[str, Calibrated]:
+    """Fit a calibration that changes nothing yet, in place; returns what it makes of the parts."""
+    apart = [calibration.novelty(torch.from_numpy(said.questions)) for said in parts.values()]
+    calibration.furthest.fill_(max(float(one.quantile(_REACH)) for one in apart))
     heard = {
         name: Heard(
             logits=torch.from_numpy(said.chances).clamp(min=1e-7).log(),
@@ -97,7 +120,7 @@ def fit_calibration(
         for name, said in parts.items()
     }
     calibration.curve.copy_(fit_curve(list(heard.values()), calibration.silent))
-    found = {
+    return {
         name: Calibrated(
             calibrated(one.logits, one.novelty, calibration.silent, calibration.curve)
             .exp()
@@ -106,4 +129,3 @@ def fit_calibration(
         )
         for name, one in heard.items()
     }
-    return calibration, found

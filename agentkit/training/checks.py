@@ -57,7 +57,7 @@ def check_settings(spec: TrainSpec, manifest: Manifest, backbone: Path, skill: P
     chosen = isinstance(manifest.answer, ChoiceAnswer) and bool(manifest.head_choices)
     if spec.calibration and not chosen:
         raise SkillError(
-            "`calibration` is of a choice that a task head makes",
+            "`calibration` is of a skill whose answer is a choice that a task head makes",
             where=where,
             hint="leave it out: other answers are calibrated on the tuning rows",
         )

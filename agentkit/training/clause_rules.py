@@ -1,8 +1,8 @@
 """Rules about labelled clauses: what a clause of a category entails, and what it contradicts.
 
 A row is `{"category", "text", "negated"}`; `unseen` marks the rules that no training may see, kept
-to calibrate and to measure on. `{answer}` in a text stands for what the contract says there, and
-`{other}` for what another contract says, so that the wording alone does not give the verdict away.
+to measure on. `{answer}` in a text stands for what the contract says there, and `{other}` for what
+another contract says, so that the wording alone does not give the verdict away.
 """
 
 from __future__ import annotations

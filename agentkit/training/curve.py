@@ -12,9 +12,13 @@ from torch.nn import functional
 
 from agentkit.adapters.novelty import CURVE, calibrated
 
-_FREE, _HELD = 1 / 500, 1 / 5
-"""What a number's distance from zero costs, squared: as much as some hundred rows tell, or more.
-Levels are held where questions are told apart by novelty: what a training asked, it calibrated."""
+_WIDE, _NARROW = 1.0, 0.1
+"""Widths of the Gaussian priors of a curve's numbers. Levels have narrow ones where questions are
+told apart by novelty: what a training asked, it has calibrated."""
+_ROWS = 250
+"""A part counts as its rows do, and from so many on as this number."""
+_ENOUGH = 25
+"""A choice that is right of so many rows of a part counts in full; one of fewer is half noise."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,12 +36,13 @@ class Heard:
 def fit_curve(parts: Sequence[Heard], silent: Tensor) -> Tensor:
     """The curve `(6,)` by which the right choices are likeliest; `silent` is `(choices,)`.
 
-    Each part counts as much as any other, however many questions it has, and within a part each
-    choice: how often which is right says more of where the rows came from than of what will be
-    asked. A Gaussian prior draws the curve to zero, which changes nothing.
+    Large parts count alike, however many questions they have, and within a part each choice: how
+    often which is right says more of where the rows came from than of what will be asked. Gaussian
+    priors draw the curve to zero, which changes nothing: the fewer the rows, the more.
     """
     apart = any(bool(part.novelty.any()) for part in parts)
-    costs = torch.tensor([_HELD if apart else _FREE, _FREE] * (CURVE // 2), dtype=torch.float64)
+    level = _NARROW if apart else _WIDE
+    widths = torch.tensor([level, _WIDE] * (CURVE // 2), dtype=torch.float64)
     curve = torch.zeros(CURVE, dtype=torch.float64, requires_grad=True)
     known = [(p.logits.double(), p.novelty.double(), p.gold, _shares(p.gold)) for p in parts]
     optimizer: Any = torch.optim.LBFGS(
@@ -46,7 +51,7 @@ def fit_curve(parts: Sequence[Heard], silent: Tensor) -> Tensor:
 
     def unlikeliness() -> Tensor:
         optimizer.zero_grad()
-        total: Any = (costs * curve.square()).sum()
+        total: Any = (curve / widths).square().sum() / 2
         for logits, novelty, gold, shares in known:
             said = calibrated(logits, novelty, silent, curve)
             missed = functional.nll_loss(said, gold, reduction="none")
@@ -61,6 +66,7 @@ def fit_curve(parts: Sequence[Heard], silent: Tensor) -> Tensor:
 
 
 def _shares(gold: Tensor) -> Tensor:
-    """`(n,)`: what each row counts, the same in sum for each choice that is ever right."""
+    """`(n,)`: what each row counts, the same in sum for each choice that is right often enough."""
     counts = torch.bincount(gold).double()
-    return 1.0 / (counts[gold] * (counts > 0).sum())
+    each = counts.clamp(max=_ENOUGH)
+    return (each / counts)[gold] * min(len(gold), _ROWS) / each.sum()

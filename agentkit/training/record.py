@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from agentkit.errors import MissingExtraError
+from agentkit.errors import MissingExtraError, SkillError
 from agentkit.pictures import picture
 from agentkit.skill.manifest import Manifest
 
@@ -27,6 +27,23 @@ def write_figures(folder: Path, manifest: Manifest, metrics: dict[str, Any]) -> 
     )
     card = _card(manifest, metrics, _CURVE if (folder / _CURVE).exists() else None)
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def read_figures(folder: Path) -> dict[str, Any] | None:
+    """What `metrics.json` holds; None where there is none. Raises `SkillError` for another file."""
+    record = folder / "metrics.json"
+    if not record.exists():
+        return None
+    try:
+        metrics = json.loads(record.read_text(encoding="utf-8"))
+        card_of = {"training", "backbone", "data", "tuning", "loss", "seconds"} <= metrics.keys()
+    except (OSError, ValueError, AttributeError):
+        card_of = False
+    if not card_of:
+        raise SkillError(
+            "it is not what a training writes", where=str(record), hint="move it out of the way"
+        )
+    return dict(metrics)
 
 
 def _card(manifest: Manifest, metrics: dict[str, Any], curve: str | None) -> str:

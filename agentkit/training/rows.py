@@ -84,6 +84,20 @@ def load_rows(spec: TrainSpec, *, skill: Path, data_dir: Path) -> Split:
     return Split(train, tuning, holdout, tuple(sources))
 
 
+def calibration_rows(
+    spec: TrainSpec, *, skill: Path, data_dir: Path
+) -> tuple[list[Row], list[dict[str, Any]]]:
+    """What `calibration` gives, but for what it holds out, and where it comes from.
+
+    Raises as `load_rows` does.
+    """
+    if not spec.calibration:
+        return [], []
+    plain = tuple(source.model_copy(update={"repeat": 1}) for source in spec.calibration)
+    split = load_rows(spec.model_copy(update={"data": plain}), skill=skill, data_dir=data_dir)
+    return [*split.train, *split.tuning], list(split.sources)
+
+
 def own_files(source: DataSpec, skill: Path) -> list[Path]:
     """The files of a source that are not a public data set's."""
     rows = [source.path] if source.path and not source.dataset else []

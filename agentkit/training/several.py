@@ -20,11 +20,13 @@ def train_each(
     notes: Path,
     named: str,
     said: Callable[[str], None],
+    finish: Callable[[Path, Path], None] = lambda folder, written: None,
 ) -> dict[str, Path]:
     """By each folder's name the folder that its training wrote, as `train` gives it.
 
     What is done stands in a file of `notes` until all are. It is not done again as long as the
     folder says the same and what was written is there; `named` tells one undertaking from another.
+    `finish` is given each folder and what its training wrote, once that is noted.
     Raises `InputError` for two folders of one name.
     """
     names = [folder.resolve().name for folder in folders]
@@ -37,18 +39,30 @@ def train_each(
     with suppress(OSError, ValueError):
         done = json.loads(journal.read_text(encoding="utf-8"))
     written: dict[str, Path] = {}
-    for folder, name in zip(folders, names, strict=True):
-        says = _says(folder)
-        before = done.get(name, {})
-        if before.get("says") == says and before["made"] == _made(Path(before["written"])):
-            said(f"{name}: trained before this start")
-            written[name] = Path(before["written"])
-            continue
-        written[name] = result = train(folder).resolve()
-        done[name] = {"says": says, "written": str(result), "made": _made(result)}
+
+    def note(name: str, finished: str) -> None:
+        result = written[name]
+        done[name] = {
+            "says": _says(folder),
+            "written": str(result),
+            "made": _made(result),
+            "finished": finished,
+        }
         fresh = journal.with_suffix(".fresh")
         fresh.write_text(json.dumps(done), encoding="utf-8")
         fresh.replace(journal)
+
+    for folder, name in zip(folders, names, strict=True):
+        before = done.get(name, {})
+        if before.get("says") == _says(folder) and before["made"] == _made(Path(before["written"])):
+            said(f"{name}: trained before this start")
+            written[name] = Path(before["written"])
+        else:
+            written[name] = train(folder).resolve()
+            note(name, "")
+        if not done[name].get("finished"):
+            finish(folder, written[name])
+            note(name, "yes")
     journal.unlink(missing_ok=True)
     return written
 
@@ -57,7 +71,8 @@ def _says(folder: Path) -> str:
     """A digest of what a folder is trained by, public data sets apart."""
     files = [folder / name for name in ("train.yaml", "skill.yaml", "SKILL.md")]
     with suppress(AgentkitError, OSError):  # the training says what is wrong with it
-        for source in load_train_spec(folder / "train.yaml").data:
+        spec = load_train_spec(folder / "train.yaml")
+        for source in (*spec.data, *spec.calibration):
             files += own_files(source, folder)
     return _digest(map(_bytes, files))
 

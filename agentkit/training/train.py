@@ -52,7 +52,7 @@ from agentkit.training.methods import Attached, attach
 from agentkit.training.model import PackModel, trained_tensors
 from agentkit.training.packs import Pack, Packer
 from agentkit.training.record import write_record
-from agentkit.training.rows import Split, load_rows
+from agentkit.training.rows import Split, calibration_rows, load_rows
 from agentkit.training.settle import settle
 from agentkit.training.spec import TrainSpec, change_train_spec, load_train_spec
 from agentkit.training.start import Start, check_start, read_start
@@ -121,7 +121,8 @@ def _train(
     check_settings(spec, manifest, backbone, skill)
     console.print(f"{manifest.name}: reading rows")
     split = load_rows(spec, skill=origin, data_dir=data_dir)
-    if longer := check_rows(manifest, (*split.train, *split.tuning)):
+    new, _ = calibration_rows(spec, skill=origin, data_dir=data_dir)  # not after hours
+    if longer := check_rows(manifest, (*split.train, *split.tuning, *new)):
         console.print(
             f"{manifest.name}: rows that expect a longer text than skill.yaml lets it write: "
             f"{len(longer)}, the first of {longer[0].place}"

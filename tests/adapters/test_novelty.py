@@ -66,8 +66,11 @@ def test_a_known_question_is_not_new_and_its_opposite_direction_is_newest() -> N
     other = calibration.novelty(torch.randn(50, 16))
     assert other.min().item() > 0.01
     assert other.max().item() <= 2.0
-    alone = NoveltyCalibration.of(questions[:0], 3, [2])
-    assert alone.novelty(questions).tolist() == [0.0] * 20
+    calibration.furthest.fill_(0.5)
+    assert calibration.novelty(-questions).max().item() == 0.5
+    for few in (0, 1):
+        alone = NoveltyCalibration.of(questions[:few], 3, [2])
+        assert alone.novelty(questions).tolist() == [0.0] * 20
 
 
 def calibrated_head() -> ChoiceHead:

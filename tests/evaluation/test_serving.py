@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from agentkit.adapters.heads import KIND
+from agentkit.adapters.novelty import NoveltyCalibration
 from agentkit.adapters.weights import BACKBONE_KEY
 from agentkit.engine.engine import Engine
 from agentkit.evaluation.evaluate import evaluate, text_reader
@@ -166,6 +168,32 @@ def test_two_adapters_with_one_head_answer_alike_on_the_bare_engine(
         )
         answers.append([one.scores for one in predict(rows_for("judge", agreement_text))])
     assert answers[0] == answers[1]
+
+
+def test_the_bare_engine_leaves_out_a_calibration_of_the_adapters_states(
+    tmp_path: Path, tiny_backbone: TinyBackbone, settings: Settings, engines, agreement_text: str
+) -> None:
+    answers = []
+    for name in ("plain", "calibrated"):
+        head = tiny_choice_head(48, 3)
+        if name == "calibrated":
+            head.calibration = NoveltyCalibration.of(torch.randn(8, 96), 3, [2])
+            head.calibration.curve.fill_(0.7)
+        folder = tiny_adapter(
+            tmp_path / name / "judge", tiny_backbone, manifest=MANIFESTS["judge"], head=head
+        )
+        for engine in ("skill", "bare"):
+            predict = SkillPredictor(
+                load_skill(folder),
+                engine=engines[engine],
+                encoder=FakeEncoder(),
+                documents=FileDocumentStore(settings.documents_dir),
+                settings=settings,
+            )
+            found = predict(rows_for("judge", agreement_text))
+            answers.append([one.output["score"] for one in found])
+    assert answers[0] != answers[2]
+    assert answers[1] == answers[3]
 
 
 def test_a_head_alone_answers_alike_with_and_without_adapters_around(

@@ -45,7 +45,7 @@ def new_rows(count: int) -> str:
 
 def toy_of(make_toy: Callable[..., Any], tmp_path: Path, **train: Any) -> Path:
     folder: Path = make_toy("choice", tmp_path / "toy", steps=4, **train).folder
-    (folder / "new.jsonl").write_text(new_rows(24))
+    (folder / "new.jsonl").write_text(new_rows(60))
     return folder
 
 
@@ -57,7 +57,7 @@ def test_a_training_with_questions_to_calibrate_on_ends_with_their_figures(
     assert code == 0, err
     metrics = json.loads((folder / "metrics.json").read_text())
     found = metrics["calibration"]
-    assert found["parts"]["calibration"]["questions"] == 24
+    assert found["parts"]["calibration"]["questions"] == 60
     assert found["data"][0]["source"] == "new.jsonl"
     assert "calibration" not in metrics["training"]
     known = load_file(folder / "head.safetensors")["calibration.known"]
@@ -106,7 +106,7 @@ def test_what_is_served_has_the_probabilities_that_were_fitted(
     ("rows", "message"),
     [
         (new_rows(3), "too few"),
-        (new_rows(24).replace('"silent"', '"green"'), "not one of"),
+        (new_rows(60).replace('"silent"', '"green"'), "not one of"),
         ("not json\n", "new.jsonl:1"),
     ],
 )
@@ -121,8 +121,7 @@ def test_rows_that_say_nothing_are_refused_and_the_head_stays(
     assert call("train", str(folder))[0] == 0
     before = (folder / "head.safetensors").read_bytes()
     (folder / "new.jsonl").write_text(rows)
-    (folder / "train.yaml").unlink()
-    code, _, err = call("calibrate", str(folder), "--data", str(folder / "new.jsonl"))
+    code, _, err = call("calibrate", str(folder), "--data", str(folder / "new.jsonl"), "--alone")
     assert code == 2
     assert message in " ".join(err.split())
     assert (folder / "head.safetensors").read_bytes() == before
@@ -148,4 +147,76 @@ def test_questions_that_the_training_asks_are_told(
     (folder / "new.jsonl").write_text(again)
     code, _, err = call("train", str(folder))
     assert code == 0
-    assert "8 of 24 rows" in " ".join(err.split())
+    assert "20 of 60 rows" in " ".join(err.split())
+
+
+def test_rows_of_ones_own_alone_need_no_data_of_the_training(
+    make_toy: Callable[..., Any], tmp_path: Path, call: Callable[..., Any]
+) -> None:
+    folder = toy_of(make_toy, tmp_path, calibration=[{"path": "new.jsonl"}])
+    assert call("train", str(folder))[0] == 0
+    known = load_file(folder / "head.safetensors")["calibration.known"]
+    (folder / "rows.jsonl").unlink()
+    other = tmp_path / "tuning"
+    unanswered = json.dumps({"input": {"thing": "gate", "document": "The gate is red."}})
+    other.write_text(new_rows(60) + unanswered + "\n")
+    code, out, err = call("calibrate", str(folder), "--alone", "--data", str(other))
+    assert code == 0, err
+    assert "1 rows do not say what is right" in " ".join(err.split())
+    found = json.loads(out)
+    assert list(found["parts"]) == [str(other)]
+    assert found["known_questions"] == len(known)
+    assert load_file(folder / "head.safetensors")["calibration.known"].equal(known)
+    code, _, err = call("calibrate", str(folder), "--alone")
+    assert code == 2
+    assert "rows of --data" in " ".join(err.split())
+
+
+@pytest.mark.parametrize("content", ["{}", "not json"])
+def test_records_that_are_none_are_refused_before_anything_changes(
+    content: str, make_toy: Callable[..., Any], tmp_path: Path, call: Callable[..., Any]
+) -> None:
+    folder = toy_of(make_toy, tmp_path)
+    assert call("train", str(folder))[0] == 0
+    before = (folder / "head.safetensors").read_bytes()
+    (folder / "metrics.json").write_text(content)
+    code, _, err = call("calibrate", str(folder), "--data", str(folder / "new.jsonl"))
+    assert code == 2
+    assert "not what a training writes" in " ".join(err.split())
+    assert (folder / "head.safetensors").read_bytes() == before
+    assert (folder / "metrics.json").read_text() == content
+
+
+def test_questions_that_cannot_be_used_are_refused_before_the_training(
+    make_toy: Callable[..., Any], tmp_path: Path, call: Callable[..., Any]
+) -> None:
+    folder = toy_of(make_toy, tmp_path, calibration=[{"path": "new.jsonl"}])
+    for rows in ("", new_rows(60).replace('"silent"', '"green"')):
+        (folder / "new.jsonl").write_text(rows)
+        code, _, err = call("train", str(folder))
+        assert code == 2, err
+        assert not (folder / "head.safetensors").exists()
+
+
+def test_a_training_that_ended_before_its_calibration_is_not_done_again(
+    make_toy: Callable[..., Any],
+    tmp_path: Path,
+    call: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = toy_of(make_toy, tmp_path, calibration=[{"path": "new.jsonl"}])
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agentkit.cli.training.calibrate_folder", interrupted)
+        assert call("train", str(folder))[0] == 130
+    adapter = (folder / "adapter_model.safetensors").stat().st_mtime_ns
+    code, _, err = call("train", str(folder))
+    assert code == 0
+    assert "trained before this start" in " ".join(err.split())
+    assert (folder / "adapter_model.safetensors").stat().st_mtime_ns == adapter
+    assert "calibration" in json.loads((folder / "metrics.json").read_text())
+    assert call("train", str(folder))[0] == 0  # done: now it is trained anew
+    assert (folder / "adapter_model.safetensors").stat().st_mtime_ns > adapter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from agentkit.adapters.novelty import calibrated
@@ -41,16 +42,26 @@ def test_new_questions_that_are_passed_over_in_silence_are_answered_and_known_on
     assert after > before + 0.1
 
 
-def test_a_small_part_counts_as_much_as_a_large_one() -> None:
-    large, small = heard(3000, 0.3, 0.0, 4), heard(150, 0.3, 3.0, 5)
+def test_a_part_of_some_hundred_rows_counts_as_much_as_a_larger_one() -> None:
+    large, small = heard(3000, 0.3, 0.0, 4), heard(250, 0.3, 3.0, 5)
     curve = fit_curve([large, small], SILENT)
     shift = curve[2] + 0.3 * curve[3]
     assert -2.5 < shift < -0.7
 
 
-def test_what_is_right_already_is_hardly_moved_by_few_rows() -> None:
-    curve = fit_curve([heard(60, 0.2, 0.0, 6)], SILENT)
-    assert curve.abs().max() < 1.0
+def test_a_single_wrong_row_hardly_moves_what_hundreds_say() -> None:
+    rows = heard(400, 0.3, 0.0, 4)
+    one = Heard(torch.tensor([[5.0, 0.0, 0.0]]), torch.tensor([0.3]), torch.tensor([2]))
+    before, after = (fit_curve(parts, SILENT) for parts in ([rows], [rows, one]))
+    assert loss(rows, after) < loss(rows, before) + 0.01
+
+
+@pytest.mark.parametrize("count", [50, 100])
+@pytest.mark.parametrize("seed", range(5))
+def test_few_rows_that_are_right_already_cost_others_little(count: int, seed: int) -> None:
+    curve = fit_curve([heard(count, 0.4, 0.0, seed)], SILENT)
+    others = heard(4000, 0.4, 0.0, 100 + seed)
+    assert loss(others, curve) < loss(others, torch.zeros(6)) + 0.06
 
 
 def test_choices_of_which_none_is_silent_get_a_temperature() -> None:
