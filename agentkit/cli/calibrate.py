@@ -40,6 +40,15 @@ def calibrate(
             "its last calibration.",
         ),
     ] = False,
+    silence: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of questions that nothing speaks of; by default each choice counts alike. "
+            "The larger, the less often the skill says something where there is nothing.",
+            min=0.01,
+            max=0.99,
+        ),
+    ] = None,
     set_: Set = None,
 ) -> None:
     """Fit how sure a skill's choices are, and from where on it says that nothing speaks of a rule.
@@ -51,7 +60,12 @@ def calibrate(
     if alone and not data:
         raise InputError("--alone fits to the rows of --data", hint="give them")
     found = calibrate_folder(
-        folder, settings=settings_from(set_), data_dir=data_dir, given=data or (), alone=alone
+        folder,
+        settings=settings_from(set_),
+        data_dir=data_dir,
+        given=data or (),
+        alone=alone,
+        silence=silence,
     )
     print_json(found)
 
@@ -63,6 +77,7 @@ def calibrate_folder(
     data_dir: Path,
     given: Sequence[Path] = (),
     alone: bool = False,
+    silence: float | None = None,
     paths_from: Path | None = None,
 ) -> dict[str, Any]:
     """Calibrate a trained skill and note it in its records; relative paths as a training has them.
@@ -125,6 +140,7 @@ def calibrate_folder(
             known,
             parts,
             serve=serve,
+            silence=silence,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     found["data"] = sources

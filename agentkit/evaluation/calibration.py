@@ -80,17 +80,18 @@ def calibrate_skill(
     parts: Mapping[str, Sequence[Row]],
     *,
     serve: Callable[[Skill], SkillPredictor],
+    silence: float | None = None,
     on_progress: Progress | None = None,
     seed: int = 7,
 ) -> dict[str, Any]:
     """Fit a trained skill's calibration and write it into its `head.safetensors`.
 
     `known` are rows of its training, which say what it knows (None: what its last calibration
-    knew); `parts` rows with answers that it
-    was not trained on, by what they are called. `serve` makes a predictor of a skill, with a
-    `ReadingRunner`. Returns what was done, by part with accuracy and calibration error before and
-    after. Raises `SkillError` for a folder without a trained choice head, `InputError` for too few
-    rows or a row that cannot be answered.
+    knew); `parts` rows with answers that it was not trained on, by what they are called. `serve`
+    makes a predictor of a skill, with a `ReadingRunner`. `silence` is as `fit_curve` takes it.
+    Returns what was done, by part with accuracy and calibration error before and after. Raises
+    `SkillError` for a folder without a trained choice head, `InputError` for too few rows or a row
+    that cannot be answered.
     """
     manifest = load_skill(folder).manifest
     answer = check_calibrated(folder, manifest)
@@ -131,10 +132,11 @@ def calibrate_skill(
     silent = [answer.choices.index(name) for name in answer.no_evidence]
     features = np.array(questions, dtype=np.float32).reshape(-1, width)
     calibration = head.knowing(None if known is None else features, len(answer.choices), silent)
-    found = fit_calibration(calibration, said)
+    found = fit_calibration(calibration, said, silence)
     head.write(file, calibration)
     return {
         "known_questions": len(calibration.known),
+        "silence": silence,
         "furthest": round(float(calibration.furthest), 4),
         "curve": [round(float(value), 4) for value in calibration.curve],
         "parts": {

@@ -106,9 +106,12 @@ class PlainHead:
 
 
 def fit_calibration(
-    calibration: NoveltyCalibration, parts: Mapping[str, Said]
+    calibration: NoveltyCalibration, parts: Mapping[str, Said], silence: float | None = None
 ) -> dict[str, Calibrated]:
-    """Fit a calibration that changes nothing yet, in place; returns what it makes of the parts."""
+    """Fit a calibration that changes nothing yet, in place; returns what it makes of the parts.
+
+    `silence` is as `fit_curve` takes it.
+    """
     apart = [calibration.novelty(torch.from_numpy(said.questions)) for said in parts.values()]
     calibration.furthest.fill_(max(float(one.quantile(_REACH)) for one in apart))
     heard = {
@@ -119,7 +122,7 @@ def fit_calibration(
         )
         for name, said in parts.items()
     }
-    calibration.curve.copy_(fit_curve(list(heard.values()), calibration.silent))
+    calibration.curve.copy_(fit_curve(list(heard.values()), calibration.silent, silence))
     return {
         name: Calibrated(
             calibrated(one.logits, one.novelty, calibration.silent, calibration.curve)

@@ -33,8 +33,11 @@ class Heard:
     """`(n,)`: numbers of the right choices."""
 
 
-def fit_curve(parts: Sequence[Heard], silent: Tensor) -> Tensor:
+def fit_curve(parts: Sequence[Heard], silent: Tensor, silence: float | None = None) -> Tensor:
     """The curve `(6,)` by which the right choices are likeliest; `silent` is `(choices,)`.
+
+    `silence` is the share of questions of which a silent choice is taken to be right; by default
+    that of the silent choices among all.
 
     Large parts count alike, however many questions they have, and within a part each choice: how
     often which is right says more of where the rows came from than of what will be asked. Gaussian
@@ -44,7 +47,10 @@ def fit_curve(parts: Sequence[Heard], silent: Tensor) -> Tensor:
     level = _NARROW if apart else _WIDE
     widths = torch.tensor([level, _WIDE] * (CURVE // 2), dtype=torch.float64)
     curve = torch.zeros(CURVE, dtype=torch.float64, requires_grad=True)
-    known = [(p.logits.double(), p.novelty.double(), p.gold, _shares(p.gold)) for p in parts]
+    known = [
+        (p.logits.double(), p.novelty.double(), p.gold, _shares(p.gold, silent, silence))
+        for p in parts
+    ]
     optimizer: Any = torch.optim.LBFGS(
         [curve], max_iter=200, line_search_fn="strong_wolfe", tolerance_change=1e-10
     )
@@ -65,8 +71,12 @@ def fit_curve(parts: Sequence[Heard], silent: Tensor) -> Tensor:
     return curve.detach().float()
 
 
-def _shares(gold: Tensor) -> Tensor:
+def _shares(gold: Tensor, silent: Tensor, silence: float | None) -> Tensor:
     """`(n,)`: what each row counts, the same in sum for each choice that is right often enough."""
-    counts = torch.bincount(gold).double()
+    counts = torch.bincount(gold, minlength=len(silent)).double()
     each = counts.clamp(max=_ENOUGH)
-    return (each / counts)[gold] * min(len(gold), _ROWS) / each.sum()
+    quiet = silent.bool()
+    if silence is not None and each[quiet].any() and each[~quiet].any():
+        each[quiet] *= silence / each[quiet].sum()
+        each[~quiet] *= (1 - silence) / each[~quiet].sum()
+    return each[gold] / counts[gold] * min(len(gold), _ROWS) / each.sum()

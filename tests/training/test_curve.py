@@ -70,3 +70,13 @@ def test_choices_of_which_none_is_silent_get_a_temperature() -> None:
     curve = fit_curve([sharp], torch.zeros(3))
     assert abs(float(curve[4].exp()) - 1 / 3) < 0.07
     assert curve[:4].abs().max() < 1e-3
+
+
+def test_the_more_silence_is_expected_the_more_of_it_there_is() -> None:
+    part = heard(2000, 0.4, 0.0, 8)
+    shares = []
+    for silence in (0.1, 0.5, 0.9):
+        curve = fit_curve([part], SILENT, silence)
+        said = calibrated(part.logits, part.novelty, SILENT, curve).exp()
+        shares.append(float(said[:, 2].mean()))
+    assert shares[0] < shares[1] - 0.1 < shares[2] - 0.2
