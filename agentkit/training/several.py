@@ -40,10 +40,10 @@ def train_each(
         done = json.loads(journal.read_text(encoding="utf-8"))
     written: dict[str, Path] = {}
 
-    def note(name: str, finished: str) -> None:
+    def note(name: str, says: str, finished: str) -> None:
         result = written[name]
         done[name] = {
-            "says": _says(folder),
+            "says": says,
             "written": str(result),
             "made": _made(result),
             "finished": finished,
@@ -53,16 +53,17 @@ def train_each(
         fresh.replace(journal)
 
     for folder, name in zip(folders, names, strict=True):
+        says = _says(folder)  # as it was when its training began
         before = done.get(name, {})
-        if before.get("says") == _says(folder) and before["made"] == _made(Path(before["written"])):
+        if before.get("says") == says and before["made"] == _made(Path(before["written"])):
             said(f"{name}: trained before this start")
             written[name] = Path(before["written"])
         else:
             written[name] = train(folder).resolve()
-            note(name, "")
+            note(name, says, "")
         if not done[name].get("finished"):
             finish(folder, written[name])
-            note(name, "yes")
+            note(name, says, "yes")
     journal.unlink(missing_ok=True)
     return written
 
