@@ -88,18 +88,18 @@ def calibrate_folder(
         ReadingRunner,
         asks_again,
         calibrate_skill,
-        check_calibrated,
     )
     from agentkit.evaluation.serving import SkillPredictor
     from agentkit.kit import Kit
     from agentkit.skill.folder import Skill
     from agentkit.skill.manifest_files import read_manifest
+    from agentkit.training.checks import check_calibrated
     from agentkit.training.record import read_figures, write_figures
     from agentkit.training.rows import calibration_rows, load_rows
     from agentkit.training.spec import load_train_spec
 
     manifest, _ = read_manifest(folder)
-    check_calibrated(folder, manifest)
+    check_calibrated(manifest, str(folder))
     metrics = read_figures(folder)
     known: Sequence[Row] | None = None
     parts: dict[str, Sequence[Row]] = {}

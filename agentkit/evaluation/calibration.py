@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from agentkit.errors import InputError, SkillError
+from agentkit.errors import InputError
 from agentkit.evaluation import classes
 from agentkit.evaluation.evaluate import batches, document_key
 from agentkit.evaluation.serving import SkillPredictor
@@ -28,6 +28,7 @@ from agentkit.skill.folder import Skill, load_skill
 from agentkit.skill.manifest import ChoiceAnswer, Manifest
 from agentkit.step import Runner, _Prepared
 from agentkit.training.calibration import Floats, PlainHead, Said, fit_calibration
+from agentkit.training.checks import check_calibrated
 from agentkit.training.rows import Row
 from agentkit.types import Json, Reading, StepResult
 
@@ -62,18 +63,6 @@ class ReadingRunner(Runner):
         return _ReadResult(**known, reading=deciding(answer, answers)[1].reading)
 
 
-def check_calibrated(skill: Path, manifest: Manifest) -> ChoiceAnswer:
-    """The answer that can be calibrated. Raises `SkillError` where no head makes a choice."""
-    answer = manifest.answer
-    if isinstance(answer, ChoiceAnswer) and answer.scoring == "head":
-        return answer
-    raise SkillError(
-        "only an answer that is a choice that a task head makes is calibrated like this",
-        where=str(skill),
-        hint="its skill.yaml says `answer: {kind: choice, scoring: head}`",
-    )
-
-
 def calibrate_skill(
     folder: Path,
     known: Sequence[Row] | None,
@@ -94,7 +83,7 @@ def calibrate_skill(
     that cannot be answered.
     """
     manifest = load_skill(folder).manifest
-    answer = check_calibrated(folder, manifest)
+    answer = check_calibrated(manifest, str(folder))
     file = folder / "head.safetensors"
     head = PlainHead.read(file)
     asked = {name: _sample(rows, manifest, seed) for name, rows in parts.items() if rows}

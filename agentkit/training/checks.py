@@ -54,13 +54,8 @@ def check_settings(spec: TrainSpec, manifest: Manifest, backbone: Path, skill: P
             where=where,
             hint="use lora on the upper layers",
         )
-    chosen = isinstance(manifest.answer, ChoiceAnswer) and bool(manifest.head_choices)
-    if spec.calibration and not chosen:
-        raise SkillError(
-            "`calibration` is of a skill whose answer is a choice that a task head makes",
-            where=where,
-            hint="leave it out: other answers are calibrated on the tuning rows",
-        )
+    if spec.calibration:
+        check_calibrated(manifest, where)
     if spec.quantization == "nf4":
         check_four_bits()
     if spec.search is not None:
@@ -80,6 +75,18 @@ def check_settings(spec: TrainSpec, manifest: Manifest, backbone: Path, skill: P
         check_prefix_layers(given_layers(spec.layers, count), count)
     elif spec.method != "head":
         given_layers(spec.layers, count)
+
+
+def check_calibrated(manifest: Manifest, where: str) -> ChoiceAnswer:
+    """The answer that can be calibrated. Raises `SkillError` where no head makes a choice."""
+    answer = manifest.answer
+    if isinstance(answer, ChoiceAnswer) and answer.scoring == "head":
+        return answer
+    raise SkillError(
+        "only an answer that is a choice that a task head makes is calibrated like this",
+        where=where,
+        hint="other answers are calibrated on the tuning rows, while they are trained",
+    )
 
 
 _LENGTHS = ("maxLength",)
