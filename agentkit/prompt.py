@@ -137,16 +137,8 @@ def encode_prompt(
     Raises `LimitError` when the prompt is longer than `max_tokens`.
     """
     ids = _tokens(tokenizer, prompt.header)
-    span_ends: list[int] = []
-    offsets: list[tuple[int, int, int]] = []
-    if prompt.spans:
-        ids += _plain(tokenizer, _DOCUMENT_OPEN)
-        for _, (tokens, places) in zip(
-            prompt.spans, _encode_spans(tokenizer, tuple(prompt.spans)), strict=True
-        ):
-            offsets.extend((len(ids) + at, start, end) for at, start, end in places)
-            ids += tokens
-            span_ends.append(len(ids) - 1)
+    shown = _encode_document(tokenizer, tuple(prompt.spans), len(ids))
+    ids += shown.ids
     document_end = len(ids)
     ids += _tokens(tokenizer, prompt.instructions)
     question_start = len(ids)
@@ -164,8 +156,8 @@ def encode_prompt(
         document_end=document_end,
         question_start=question_start,
         invocation_start=invocation_start,
-        span_ends=tuple(span_ends),
-        token_offsets=tuple(offsets),
+        span_ends=shown.span_ends,
+        token_offsets=shown.token_offsets,
     )
 
 
@@ -213,6 +205,34 @@ def _plain(tokenizer: Tokenizer, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """The document's part of a prompt; the fields are those of `EncodedPrompt`."""
+
+    ids: tuple[int, ...] = ()
+    span_ends: tuple[int, ...] = ()
+    token_offsets: tuple[tuple[int, int, int], ...] = ()
+
+
+@lru_cache(maxsize=256)
+def _encode_document(tokenizer: Tokenizer, spans: tuple[PromptSpan, ...], first: int) -> _Shown:
+    """What spans are in a prompt whose token `first` is the first of them.
+
+    Kept for a while, and shared by the prompts: every question that is asked of a document in
+    windows shows all of them.
+    """
+    if not spans:
+        return _Shown()
+    ids = _plain(tokenizer, _DOCUMENT_OPEN)
+    ends: list[int] = []
+    offsets: list[tuple[int, int, int]] = []
+    for tokens, places in _encode_spans(tokenizer, spans):
+        offsets.extend((first + len(ids) + at, start, end) for at, start, end in places)
+        ids += tokens
+        ends.append(first + len(ids) - 1)
+    return _Shown(tuple(ids), tuple(ends), tuple(offsets))
+
+
 @lru_cache(maxsize=64)
 def _encode_spans(
     tokenizer: Tokenizer, spans: tuple[PromptSpan, ...]
@@ -220,7 +240,7 @@ def _encode_spans(
     """Per span its ids and `(index, start, end)` of the tokens that hold document text.
 
     A line break within a span becomes a space: only the break that closes a span is one. Kept for
-    a while: every question asked of a document shows the same spans.
+    a while: how a document is cut into windows is asked anew by each question.
     """
     if not spans:
         return ()
