@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from jsonschema import Draft202012Validator
+from numpy.typing import NDArray
 
 from agentkit.errors import InputError, OutputError
 from agentkit.skill.grounding import GROUNDED, grounded_schema, shown_text
@@ -166,14 +167,20 @@ def _free(manifest: Manifest) -> bool:
 
 
 def deciding(answer: ChoiceAnswer, answers: Sequence[Answered]) -> Answered:
-    """Of several windows' answers that which speaks of the question most: it decides."""
+    """Of several windows' answers that which decides."""
     silent = [answer.choices.index(name) for name in answer.no_evidence]
+    chances = [_probabilities(answer, completion) for _, completion in answers]
+    return answers[most_telling(np.stack(chances), silent)]
 
-    def speaks_of_it(answered: Answered) -> float:
-        scored = _probabilities(answer, answered[1])
-        return 1.0 - float(scored[silent].sum()) if silent else float(scored.max())
 
-    return max(answers, key=speaks_of_it)
+def most_telling(chances: NDArray[np.float32], silent: Sequence[int]) -> int:
+    """Of several windows that which speaks of the question most; the first of equals.
+
+    `chances` is `(windows, choices)`; `silent` are the numbers of the choices that say nothing
+    speaks of it. Without any, the window that is surest of its choice.
+    """
+    speaks = 1.0 - chances[:, list(silent)].sum(axis=1) if silent else chances.max(axis=1)
+    return int(speaks.argmax())
 
 
 def _choice_output(answer: ChoiceAnswer, answers: Sequence[Answered], all_scores: bool) -> Json:

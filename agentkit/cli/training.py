@@ -62,8 +62,9 @@ def train(
 ) -> None:
     """Train skills' adapters as their train.yaml says; killed and called again, it goes on.
 
-    Writes the adapter, metrics.json, a model card and the loss curve into each folder. The frozen
-    backbone with a skill's task head, to compare with: --out DIR --with method=head.
+    Writes the adapter, metrics.json, a model card and the loss curve into each folder, and ends
+    with a calibration where train.yaml names rows for one. The frozen backbone with a skill's task
+    head, to compare with: --out DIR --with method=head.
     """
     from agentkit.training.several import train_each
     from agentkit.training.spec import load_train_spec

@@ -23,7 +23,7 @@ from agentkit.errors import InputError
 from agentkit.evaluation import classes
 from agentkit.evaluation.evaluate import batches, document_key
 from agentkit.evaluation.serving import SkillPredictor
-from agentkit.output import Answered, deciding
+from agentkit.output import Answered
 from agentkit.skill.folder import Skill, load_skill
 from agentkit.skill.manifest import ChoiceAnswer, Manifest
 from agentkit.step import Runner, _Prepared
@@ -39,14 +39,16 @@ LEAST = 50
 _EACH = 4
 """Documents of which one question of a training is taken to be known, at most."""
 
+_Readings = tuple[Reading, ...]
+"""Of one row, what the head said of each window that was read."""
+
 Progress = Callable[[int, int], None]
 """Told how many rows are done, and of how many."""
 
 
 @dataclass(frozen=True, slots=True)
 class _ReadResult(StepResult):
-    reading: Reading | None = None
-    """What the head said of the prompt that decided."""
+    readings: _Readings = ()
 
 
 class ReadingRunner(Runner):
@@ -60,7 +62,8 @@ class ReadingRunner(Runner):
         if isinstance(result, Exception) or not isinstance(answer, ChoiceAnswer):
             return result
         known = {field.name: getattr(result, field.name) for field in fields(StepResult)}
-        return _ReadResult(**known, reading=deciding(answer, answers)[1].reading)
+        readings = tuple(c.reading for _, c in answers if c.reading is not None)
+        return _ReadResult(**known, readings=readings)
 
 
 def calibrate_skill(
@@ -95,16 +98,14 @@ def calibrate_skill(
             where=str(folder),
             hint=f"give {LEAST} or more with --data, or a share of the training's: `tuning: 0.1`",
         )
-    for rows in asked.values():
-        for row in rows:
-            _gold(row, answer)  # before time is spent on any
+    # Before time is spent on any: one may say what is none of the choices.
+    gold = {name: [_gold(row, answer) for row in rows] for name, rows in asked.items()}
     done = 0
 
-    def heard(predictor: SkillPredictor, rows: Sequence[Row]) -> Iterator[tuple[Row, Reading]]:
+    def heard(predictor: SkillPredictor, rows: Sequence[Row]) -> Iterator[tuple[int, _Readings]]:
         nonlocal done
         for batch in batches(rows, manifest):
-            chosen = [rows[at] for at in batch]
-            yield from zip(chosen, _readings(predictor, chosen), strict=True)
+            yield from zip(batch, _readings(predictor, [rows[at] for at in batch]), strict=True)
             done += len(batch)
             if on_progress is not None:
                 on_progress(done, count + len(learnt))
@@ -114,13 +115,12 @@ def calibrate_skill(
         shutil.copytree(folder, plain)
         head.write(plain / file.name)
         predictor = serve(load_skill(plain))
-        questions = [reading.question for _, reading in heard(predictor, learnt)]
-        said = {name: _said(heard(predictor, rows), answer) for name, rows in asked.items()}
+        knows = _said(heard(predictor, learnt), [0] * len(learnt)) if learnt else None
+        said = {name: _said(heard(predictor, rows), gold[name]) for name, rows in asked.items()}
 
-    width = next(iter(said.values())).questions.shape[1]
     silent = [answer.choices.index(name) for name in answer.no_evidence]
-    features = np.array(questions, dtype=np.float32).reshape(-1, width)
-    calibration = head.knowing(None if known is None else features, len(answer.choices), silent)
+    questions = None if knows is None else knows.questions[knows.deciding(knows.chances, silent)]
+    calibration = head.knowing(questions, len(answer.choices), silent)
     found = fit_calibration(calibration, said, silence)
     head.write(file, calibration)
     return {
@@ -132,8 +132,8 @@ def calibrate_skill(
             name: {
                 "questions": len(said[name].gold),
                 "novelty": round(float(np.median(one.novelty)), 4),
-                "before": _figures(said[name].chances, said[name].gold),
-                "after": _figures(one.chances, said[name].gold),
+                "before": _figures(one.before, said[name].gold),
+                "after": _figures(one.after, said[name].gold),
             }
             for name, one in found.items()
         },
@@ -191,22 +191,24 @@ def _documents(rows: Sequence[Row], manifest: Manifest, seed: int) -> list[list[
     return [list(documents[document].values()) for document in order]
 
 
-def _readings(predictor: SkillPredictor, rows: Sequence[Row]) -> Iterator[Reading]:
+def _readings(predictor: SkillPredictor, rows: Sequence[Row]) -> Iterator[_Readings]:
     for row, result in zip(rows, predictor.results(rows), strict=True):
         if isinstance(result, Exception):
             raise InputError(f"cannot be answered: {result}", where=row.place or "a row")
-        reading = result.reading if isinstance(result, _ReadResult) else None
-        if reading is None or reading.choices is None:
+        readings = result.readings if isinstance(result, _ReadResult) else ()
+        if not readings or any(reading.choices is None for reading in readings):
             raise InputError("no head answered", where=row.place or "a row")
-        yield reading
+        yield readings
 
 
-def _said(pairs: Iterator[tuple[Row, Reading]], answer: ChoiceAnswer) -> Said:
-    rows, readings = zip(*pairs, strict=True)
+def _said(heard: Iterator[tuple[int, _Readings]], gold: Sequence[int]) -> Said:
+    places, answered = zip(*heard, strict=True)
+    windows = [reading for readings in answered for reading in readings]
     return Said(
-        chances=np.array([reading.choices for reading in readings], dtype=np.float32),
-        questions=np.array([reading.question for reading in readings], dtype=np.float32),
-        gold=np.array([_gold(row, answer) for row in rows], dtype=np.int64),
+        chances=np.array([reading.choices for reading in windows], dtype=np.float32),
+        questions=np.array([reading.question for reading in windows], dtype=np.float32),
+        counts=np.array([len(readings) for readings in answered], dtype=np.int64),
+        gold=np.array([gold[at] for at in places], dtype=np.int64),
     )
 
 

@@ -6,7 +6,7 @@ sure it is there.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,32 +20,50 @@ from agentkit.adapters.heads import CALIBRATION, KIND, ChoiceHead
 from agentkit.adapters.novelty import NoveltyCalibration, calibrated
 from agentkit.adapters.tensor_file import read_tensors
 from agentkit.errors import SkillError
+from agentkit.output import most_telling
 from agentkit.training.curve import Heard, fit_curve
 
 Floats = NDArray[np.float32]
 
 _REACH = 0.95
 """Share of a part's questions that a curve reaches; beyond them a few would say how it goes on."""
+_ROUNDS = 10
+"""A few rows may go to and fro between two windows: from then on they stay where they are."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Said:
-    """What a head without calibration said of some questions, and what would have been right."""
+    """What a head without calibration said of some rows, and what would have been right.
+
+    A row is asked of each window of its document that is read; one of them decides.
+    """
 
     chances: Floats
-    """`(n, choices)`, each row sums to one."""
+    """`(m, choices)`: of each window, each sums to one."""
     questions: Floats
-    """`(n, 2 * hidden)`: features of the questions, as `question_features` gives them."""
+    """`(m, 2 * hidden)`: features of the question there, as `question_features` gives them."""
+    counts: NDArray[np.int64]
+    """`(n,)`: how many of the windows, in order, are a row's; each has one."""
     gold: NDArray[np.int64]
     """`(n,)`: numbers of the right choices."""
+
+    def deciding(self, chances: Floats, silent: Sequence[int]) -> NDArray[np.int64]:
+        """`(n,)`: which window decides each row, were `chances` `(m, choices)` what is said."""
+        starts = np.concatenate([[0], self.counts.cumsum()[:-1]])
+        windows = np.split(chances, starts[1:])
+        return starts + np.array([most_telling(own, silent) for own in windows], dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibrated:
-    """The chances of a part by the calibration that was fitted, and how new its questions are."""
+    """The rows of a part without and with the calibration that was fitted, as they are served."""
 
-    chances: Floats
+    before: Floats
+    """`(n, choices)`"""
+    after: Floats
+    """`(n, choices)`"""
     novelty: Floats
+    """`(n,)`: how new the questions are, in the windows that decide."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,25 +128,37 @@ def fit_calibration(
 ) -> dict[str, Calibrated]:
     """Fit a calibration that changes nothing yet, in place; returns what it makes of the parts.
 
-    `silence` is as `fit_curve` takes it.
+    Which window decides a row depends on the calibration, and that on the windows that decide: each
+    is found for the other in turn until both stay. `silence` is as `fit_curve` takes it.
     """
-    apart = [calibration.novelty(torch.from_numpy(said.questions)) for said in parts.values()]
-    calibration.furthest.fill_(max(float(one.quantile(_REACH)) for one in apart))
-    heard = {
-        name: Heard(
-            logits=torch.from_numpy(said.chances).clamp(min=1e-7).log(),
-            novelty=calibration.novelty(torch.from_numpy(said.questions)),
-            gold=torch.from_numpy(said.gold),
-        )
-        for name, said in parts.items()
-    }
-    calibration.curve.copy_(fit_curve(list(heard.values()), calibration.silent, silence))
+    silent = [int(number) for number in calibration.silent.nonzero()[:, 0]]
+    first = {name: said.deciding(said.chances, silent) for name, said in parts.items()}
+    logits = {n: torch.from_numpy(said.chances).clamp(min=1e-7).log() for n, said in parts.items()}
+    apart = {n: calibration.novelty(torch.from_numpy(said.questions)) for n, said in parts.items()}
+    furthest = max(float(apart[name][at].quantile(_REACH)) for name, at in first.items())
+    calibration.furthest.fill_(furthest)
+    novelty = {name: one.clamp(max=furthest) for name, one in apart.items()}
+    chances: dict[str, Floats] = {}
+    decides = first
+    for _ in range(_ROUNDS):
+        heard = [
+            Heard(logits[name][at], novelty[name][at], torch.from_numpy(parts[name].gold))
+            for name, at in decides.items()
+        ]
+        calibration.curve.copy_(fit_curve(heard, calibration.silent, silence))
+        before = decides
+        decides = {}
+        for name, said in parts.items():
+            served = calibrated(logits[name], novelty[name], calibration.silent, calibration.curve)
+            chances[name] = served.exp().numpy()
+            decides[name] = said.deciding(chances[name], silent)
+        if all((at == before[name]).all() for name, at in decides.items()):
+            break
     return {
         name: Calibrated(
-            calibrated(one.logits, one.novelty, calibration.silent, calibration.curve)
-            .exp()
-            .numpy(),
-            one.novelty.numpy(),
+            before=said.chances[first[name]],
+            after=chances[name][decides[name]],
+            novelty=novelty[name].numpy()[decides[name]],
         )
-        for name, one in heard.items()
+        for name, said in parts.items()
     }

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,14 +22,19 @@ NEW = ("fence", "tower", "bridge")
 
 
 @pytest.fixture
+def settings(tiny_backbone: TinyBackbone) -> list[str]:
+    given = (f"backbone={tiny_backbone.path}", "dtype=float32", "threads=1")
+    return [part for one in given for part in ("--set", one)]
+
+
+@pytest.fixture
 def call(
-    tmp_path: Path, tiny_backbone: TinyBackbone, monkeypatch: pytest.MonkeyPatch, capsys
+    tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch, capsys
 ) -> Callable[..., Any]:
     monkeypatch.setenv("AGENTKIT_HOME", str(tmp_path / "home"))
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        settings = (f"backbone={tiny_backbone.path}", "dtype=float32", "threads=1")
-        code = run([*arguments, *(part for one in settings for part in ("--set", one))])
+        code = run([*arguments, *settings])
         out, err = capsys.readouterr()
         return code, out, err
 
@@ -84,12 +94,20 @@ def test_calibrating_again_begins_from_the_plain_head_and_gives_the_same(
     assert "calibration.curve" not in plain
 
 
+@pytest.mark.parametrize("windows", [False, True])
 def test_what_is_served_has_the_probabilities_that_were_fitted(
-    make_toy: Callable[..., Any], tmp_path: Path, call: Callable[..., Any]
+    windows: bool, make_toy: Callable[..., Any], tmp_path: Path, call: Callable[..., Any]
 ) -> None:
     folder = toy_of(make_toy, tmp_path)
-    assert call("train", str(folder))[0] == 0
     rows = folder / "new.jsonl"
+    if windows:
+        manifest = json.loads((folder / "skill.yaml").read_text())
+        manifest["retrieval"] |= {"mode": "windows", "window": 64}
+        (folder / "skill.yaml").write_text(json.dumps(manifest))
+        rows.write_text(
+            new_rows(60).replace('"document": "', f'"document": "{"The sky is. " * 40}')
+        )
+    assert call("train", str(folder))[0] == 0
 
     code, out, err = call("calibrate", str(folder), "--data", str(rows))
     assert code == 0, err
@@ -198,20 +216,28 @@ def test_questions_that_cannot_be_used_are_refused_before_the_training(
         assert not (folder / "head.safetensors").exists()
 
 
-def test_a_training_that_ended_before_its_calibration_is_not_done_again(
-    make_toy: Callable[..., Any],
-    tmp_path: Path,
-    call: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
+TRAIN = "import sys; from agentkit.cli.app import run; sys.exit(run(sys.argv[1:]))"
+
+
+def test_a_training_that_was_killed_in_its_calibration_is_not_done_again(
+    make_toy: Callable[..., Any], tmp_path: Path, call: Callable[..., Any], settings: list[str]
 ) -> None:
     folder = toy_of(make_toy, tmp_path, calibration=[{"path": "new.jsonl"}])
-
-    def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("agentkit.cli.training.calibrate_folder", interrupted)
-        assert call("train", str(folder))[0] == 130
+    (folder / "new.jsonl").write_text(new_rows(900))  # more than are answered in a moment
+    journals = tmp_path / "home" / "training"
+    process = subprocess.Popen(
+        [sys.executable, "-c", TRAIN, "train", str(folder), *settings],
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    try:
+        # The training notes in its journal that it is done, and goes on to calibrate.
+        while process.poll() is None and not list(journals.glob("several-*.json")):
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert "calibration" not in json.loads((folder / "metrics.json").read_text())
     adapter = (folder / "adapter_model.safetensors").stat().st_mtime_ns
     code, _, err = call("train", str(folder))
     assert code == 0
