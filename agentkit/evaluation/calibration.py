@@ -78,9 +78,10 @@ def calibrate_skill(
 ) -> dict[str, Any]:
     """Fit a trained skill's calibration and write it into its `head.safetensors`.
 
-    `known` are rows of its training, which say what it knows (None: what its last calibration
-    knew); `parts` rows with answers that it was not trained on, by what they are called. `serve`
-    makes a predictor of a skill, with a `ReadingRunner`. `silence` is as `fit_curve` takes it.
+    `known` are rows of its training, which say what it knows (None or none: what its last
+    calibration knew); `parts` rows with answers that it was not trained on, by what they are
+    called. `serve` makes a predictor of a skill, with a `ReadingRunner`. `silence` is as
+    `fit_curve` takes it.
     Returns what was done, by part with accuracy and calibration error before and after. Raises
     `SkillError` for a folder without a trained choice head, `InputError` for too few rows or a row
     that cannot be answered.
@@ -115,6 +116,7 @@ def calibrate_skill(
         shutil.copytree(folder, plain)
         head.write(plain / file.name)
         predictor = serve(load_skill(plain))
+        # Of these only the questions count, whatever would be right of them.
         knows = _said(heard(predictor, learnt), [0] * len(learnt)) if learnt else None
         said = {name: _said(heard(predictor, rows), gold[name]) for name, rows in asked.items()}
 
