@@ -54,6 +54,8 @@ BESIDE = (
     *("accuracy.topic", "accuracy.rating", "macro_f1.rating", "aupr", "rouge_l"),
 )
 """Figures of skills that are shown for the adapter and for what it is compared with."""
+BY_RULE = re.compile(r", (?:score over )?accuracy(?: where .*)?$")
+"""Figures of rules that are shown whether they have a target or not."""
 OPEN, CLOSE = "<!-- measured: make bench -->", "<!-- /measured -->"
 
 
@@ -145,7 +147,7 @@ def shown(name: str, metric: dict[str, Any]) -> bool:
         _, _, *rest = metric["name"].split(", ")
         if rest[-1] in BESIDE and len(rest) == 2 and " over " not in rest[0]:
             return True
-    if name.startswith("unseen") and re.search(r", accuracy(?: where .*)?$", metric["name"]):
+    if name.startswith("unseen") and BY_RULE.search(metric["name"]):
         return True
     return name in WHOLE or metric["target"] is not None
 

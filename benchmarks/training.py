@@ -19,8 +19,8 @@ from pathlib import Path
 
 from common import Metric, arguments, finish, need
 
+from agentkit.training.copies import copy_untrained
 from agentkit.training.spec import load_train_spec
-from agentkit.training.train import copy_untrained
 
 ROOT = Path(__file__).resolve().parent.parent
 AGENTKIT = Path(sys.executable).with_name("agentkit")

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from agentkit.errors import AgentkitError
 from agentkit.skill.folder import load_skill
+from agentkit.training.copies import copy_untrained
 from agentkit.training.spec import TrainSpec, load_train_spec
-from agentkit.training.train import copy_untrained
 
 ROOT = Path(__file__).resolve().parent.parent
 SKILL = ROOT / "skills" / "compliance-review"

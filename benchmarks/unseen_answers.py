@@ -76,6 +76,7 @@ def measured(name: str, answers: Sequence[Answered]) -> list[Metric]:
         at_most(f"{name}, ece", value, CALIBRATED),
         Metric(f"{name}, ece, low", low),
         Metric(f"{name}, ece, high", high),
+        Metric(f"{name}, score over accuracy", over_sure(answers)),
     ]
     for expected in VERDICTS.values():
         own = [one for one in answers if one.question.expected == expected]
@@ -101,6 +102,11 @@ def ece(answers: Sequence[Answered]) -> float:
     sure = np.array([one.score for one in answers])
     right = np.array([float(one.right) for one in answers])
     return calibration_error(sure, right, np.ones(len(right))) or 0.0
+
+
+def over_sure(answers: Sequence[Answered]) -> float:
+    """Mean score less accuracy: above zero where the scores promise more than is kept."""
+    return sum(one.score for one in answers) / len(answers) - accuracy(answers)
 
 
 def over_prior(answers: Sequence[Answered]) -> float:

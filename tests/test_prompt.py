@@ -199,6 +199,23 @@ def test_span_lengths_are_what_the_spans_take_in_a_prompt(agreement_document: Do
     assert span_lengths(TOKENIZER, ()) == []
 
 
+def test_a_long_document_in_windows_is_tokenised_once_for_all_its_questions() -> None:
+    document = make_document(" ".join(f"The supplier delivers item {n}." for n in range(160)))
+    spans = number_spans(document)
+    pieces = windows(spans, span_lengths(TOKENIZER, spans), 48)
+
+    def asked(question: str) -> list[EncodedPrompt]:
+        prompts = [build_prompt(FRAME, instructions="", question=question, spans=p) for p in pieces]
+        return [encode_prompt(TOKENIZER, prompt) for prompt in prompts]
+
+    first, second = asked("Is it late?"), asked("Is it paid?")
+
+    assert len(pieces) > 64
+    for one, other in zip(first, second, strict=True):
+        assert one.token_offsets is other.token_offsets
+        assert one.span_ends is other.span_ends
+
+
 def test_a_prompt_over_the_limit_says_both_numbers() -> None:
     prompt = build_prompt(FRAME, instructions="", question="word " * 50)
     tokens = len(encode_prompt(TOKENIZER, prompt).ids)

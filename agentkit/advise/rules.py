@@ -82,6 +82,13 @@ def _without(size: str) -> Holds:
 RULES: tuple[Rule, ...] = (
     Rule(
         "method",
+        lambda s: s.deployment == "vllm" and s.answer == "marks",
+        lambda s: "lora",
+        "vLLM loads a LoRA folder as it is, but marks are read off by a task head, which it does "
+        "not serve: serve them with agentkit, or have the skill write what it finds",
+    ),
+    Rule(
+        "method",
         lambda s: s.deployment == "vllm",
         lambda s: "lora",
         "vLLM loads a LoRA folder as it is; it serves no prefix and no task head",

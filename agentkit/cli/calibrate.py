@@ -93,23 +93,26 @@ def calibrate_folder(
     from agentkit.kit import Kit
     from agentkit.skill.folder import Skill
     from agentkit.skill.manifest_files import read_manifest
-    from agentkit.training.checks import check_calibrated
+    from agentkit.training.checks import check_calibrated, check_inputs
     from agentkit.training.record import read_figures, write_figures
     from agentkit.training.rows import calibration_rows, load_rows
     from agentkit.training.spec import load_train_spec
 
     manifest, _ = read_manifest(folder)
     check_calibrated(manifest, str(folder))
-    metrics = read_figures(folder)
+    read_figures(folder)  # before time is spent: it may be what no training wrote
     known: Sequence[Row] | None = None
     parts: dict[str, Sequence[Row]] = {}
     sources: list[dict[str, Any]] = []
     if not alone:
         spec = load_train_spec(folder / "train.yaml")
         origin = paths_from or folder
-        split = load_rows(spec, skill=origin, data_dir=data_dir)
+        document = manifest.retrieval.document
+        split = load_rows(spec, skill=origin, data_dir=data_dir, document=document)
         known, parts["tuning"] = split.train, split.tuning
-        parts["calibration"], sources = calibration_rows(spec, skill=origin, data_dir=data_dir)
+        parts["calibration"], sources = calibration_rows(
+            spec, skill=origin, data_dir=data_dir, document=document
+        )
         if again := asks_again(parts["calibration"], known, manifest):
             say(
                 f"{again} of {len(parts['calibration'])} rows to calibrate on ask what the "
@@ -119,6 +122,8 @@ def calibrate_folder(
     for path in given:
         parts[_name(path, parts)], source = _own_rows(path)
         sources.append(source)
+    for rows in parts.values():
+        check_inputs(manifest, rows)
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=stderr
     )
@@ -144,7 +149,7 @@ def calibrate_folder(
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     found["data"] = sources
-    if metrics is not None:
+    if (metrics := read_figures(folder)) is not None:
         write_figures(folder, manifest, metrics | {"calibration": found})
     return found
 

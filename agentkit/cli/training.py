@@ -66,9 +66,10 @@ def train(
     with a calibration where train.yaml names rows for one. The frozen backbone with a skill's task
     head, to compare with: --out DIR --with method=head.
     """
+    from agentkit.training.copies import copy_untrained
     from agentkit.training.several import train_each
     from agentkit.training.spec import load_train_spec
-    from agentkit.training.train import copy_untrained, train_skill
+    from agentkit.training.train import train_skill
 
     chosen = _chosen(folders or [], all_)
     changes = _changes(with_ or [])
@@ -89,6 +90,8 @@ def train(
         ).folder
 
     def finish(folder: Path, trained: Path) -> None:
+        if out:  # what the calibration is to be may have changed since the copy was made
+            copy_untrained(folder, out, changes)
         if load_train_spec(trained / "train.yaml").calibration:
             calibrate_folder(trained, settings=settings, data_dir=data_dir, paths_from=folder)
 
@@ -139,10 +142,14 @@ def rows(
     data_dir: DataDir = Path("data"),
 ) -> None:
     """Print the rows that a train.yaml makes of its data, as JSONL that `agentkit eval` takes."""
+    from agentkit.skill.manifest_files import read_manifest
     from agentkit.training.rows import load_rows
     from agentkit.training.spec import load_train_spec
 
-    split = load_rows(load_train_spec(folder / "train.yaml"), skill=folder, data_dir=data_dir)
+    manifest, _ = read_manifest(folder)
+    spec = load_train_spec(folder / "train.yaml")
+    document = manifest.retrieval.document
+    split = load_rows(spec, skill=folder, data_dir=data_dir, document=document)
     chosen = {
         Part.TRAIN: split.train,
         Part.TUNING: split.tuning,

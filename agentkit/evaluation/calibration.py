@@ -7,6 +7,7 @@ said of each is fitted by how new the question is to it (see `agentkit.adapters.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections import Counter
@@ -28,14 +29,12 @@ from agentkit.skill.folder import Skill, load_skill
 from agentkit.skill.manifest import ChoiceAnswer, Manifest
 from agentkit.step import Runner, _Prepared
 from agentkit.training.calibration import Floats, PlainHead, Said, fit_calibration
-from agentkit.training.checks import check_calibrated
+from agentkit.training.checks import check_calibrated, check_enough
 from agentkit.training.rows import Row
 from agentkit.types import Json, Reading, StepResult
 
 MOST = 1000
 """Rows of a part that are answered, at most; and questions of a training that are compared with."""
-LEAST = 50
-"""Rows from which on there is something to fit."""
 _EACH = 4
 """Documents of which one question of a training is taken to be known, at most."""
 
@@ -83,22 +82,18 @@ def calibrate_skill(
     called. `serve` makes a predictor of a skill, with a `ReadingRunner`. `silence` is as
     `fit_curve` takes it.
     Returns what was done, by part with accuracy and calibration error before and after. Raises
-    `SkillError` for a folder without a trained choice head, `InputError` for too few rows or a row
-    that cannot be answered.
+    `SkillError` for a folder without a trained choice head, `InputError` for too few rows, a row
+    that cannot be answered, or a folder that another process wrote to meanwhile.
     """
     manifest = load_skill(folder).manifest
     answer = check_calibrated(manifest, str(folder))
     file = folder / "head.safetensors"
+    began_with = _weights(folder)
     head = PlainHead.read(file)
     asked = {name: _sample(rows, manifest, seed) for name, rows in parts.items() if rows}
     learnt = _questions(known or (), manifest, seed)
     count = sum(map(len, asked.values()))
-    if count < LEAST:
-        raise InputError(
-            f"{count} rows are too few to calibrate on",
-            where=str(folder),
-            hint=f"give {LEAST} or more with --data, or a share of the training's: `tuning: 0.1`",
-        )
+    check_enough(count, str(folder))
     # Before time is spent on any: one may say what is none of the choices.
     gold = {name: [_gold(row, answer) for row in rows] for name, rows in asked.items()}
     done = 0
@@ -124,6 +119,12 @@ def calibrate_skill(
     questions = None if knows is None else knows.questions[knows.deciding(knows.chances, silent)]
     calibration = head.knowing(questions, len(answer.choices), silent)
     found = fit_calibration(calibration, said, silence)
+    if _weights(folder) != began_with:
+        raise InputError(
+            "it was trained or calibrated by another process meanwhile; nothing was written",
+            where=str(folder),
+            hint="calibrate it again",
+        )
     head.write(file, calibration)
     return {
         "known_questions": len(calibration.known),
@@ -140,6 +141,12 @@ def calibrate_skill(
             for name, one in found.items()
         },
     }
+
+
+def _weights(folder: Path) -> list[bytes]:
+    """Digests of what a training writes, adapter and head."""
+    files = sorted(folder.glob("*.safetensors"))
+    return [hashlib.sha256(file.read_bytes()).digest() for file in files]
 
 
 def asks_again(rows: Sequence[Row], known: Sequence[Row], manifest: Manifest) -> int:

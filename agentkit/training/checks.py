@@ -89,6 +89,21 @@ def check_calibrated(manifest: Manifest, where: str) -> ChoiceAnswer:
     )
 
 
+LEAST = 50
+"""Rows from which on there is something to calibrate on."""
+
+
+def check_enough(count: int, where: str) -> None:
+    """Raises `InputError` where rows to calibrate on are too few."""
+    if count < LEAST:
+        raise InputError(
+            f"{count} rows are too few to calibrate on",
+            where=where,
+            hint=f"give {LEAST} or more: a larger share of the training's (`tuning: 0.2`), more "
+            "under `calibration`, or of a trained skill `agentkit calibrate --data`",
+        )
+
+
 _LENGTHS = ("maxLength",)
 """Limits of what is served. A text beyond them can be learnt from, as far as it goes."""
 
@@ -111,6 +126,17 @@ def check_rows(manifest: Manifest, rows: Iterable[Row]) -> list[Row]:
         if isinstance(manifest.answer, GenerateAnswer) and _problem_of_text(manifest, row, ()):
             longer.append(row)
     return longer
+
+
+def check_inputs(manifest: Manifest, rows: Iterable[Row]) -> None:
+    """Raises `InputError`, with its place, for the first row that the skill is not asked by."""
+    for row in rows:
+        if problem := problem_with(manifest.input, row.input):
+            raise InputError(
+                f"the input does not fit: {problem}",
+                where=row.place or "a row",
+                hint="skill.yaml says what the skill takes",
+            )
 
 
 def _problem_of(manifest: Manifest, row: Row) -> str | None:
@@ -200,6 +226,43 @@ def few_to_tune_on(manifest: Manifest, rows: int) -> str | None:
     return (
         f"{rows} rows to tune on are few: thresholds, calibration and the figures printed rest on "
         "them; raise `tuning`, or measure on other rows with agentkit eval"
+    )
+
+
+def check_lengths(packs: Sequence[Pack], rows: Sequence[Row], positions: int | None) -> None:
+    """Raises `InputError` for the first row whose prompt and answer pass the backbone's positions.
+
+    `rows` are those that the packs are made of.
+    """
+    for pack in packs if positions else ():
+        if positions is not None and (longest := max(pack.positions) + 1) > positions:
+            at = pack.rows[0]
+            raise InputError(
+                f"it takes {longest} tokens, and the backbone reads {positions}",
+                where=rows[at].place or f"row {at}",
+                hint="cut the document to what the skill is to read of it",
+            )
+
+
+def longer_than_served(manifest: Manifest, packs: Sequence[Pack], window: int) -> str | None:
+    """What is to be told where documents are learnt from whole and answered from excerpts.
+
+    `window` is `settings.document_window`.
+    """
+    answer, retrieval = manifest.answer, manifest.retrieval
+    in_windows = isinstance(answer, MarksAnswer) or (
+        isinstance(answer, ChoiceAnswer) and answer.scoring == "head"
+    )
+    if in_windows or not retrieval.document or retrieval.mode in ("whole", "none"):
+        return None
+    window = retrieval.window or window
+    documents = [p for p in packs if p.token_at and p.span_ends[-1] - p.token_at[0] > window]
+    longer = len({row for pack in documents for row in pack.rows})
+    if not longer:
+        return None
+    return (
+        f"{longer} rows have documents of more than {window} tokens: they are learnt from whole, "
+        "and when they are served just a part is shown; cut them, or set retrieval.mode: whole"
     )
 
 

@@ -234,12 +234,6 @@ def fit(
     ]
 
 
-def seconds_before(checkpoints: Path) -> float:
-    """What earlier starts of a training had spent on its steps up to the last checkpoint."""
-    last = _last_whole(checkpoints)
-    return float((Path(last) / _CLOCK).read_text(encoding="ascii")) if last else 0.0
-
-
 def optimizer_of(model: PackModel, spec: TrainSpec) -> torch.optim.Optimizer:
     """Adapter and head, each at its own rate.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -16,6 +17,9 @@ _RESET = Path("/proc/self/clear_refs")
 _PEAK = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
 _BETWEEN = 0.05
 """Seconds between two looks at what the process holds, where the system does not keep its peak."""
+
+_NOTED = 5.0
+"""Seconds between two notes of what was spent."""
 
 
 class Meter:
@@ -51,6 +55,56 @@ class Meter:
         if self._sampler is not None:
             return self._sampler.look()
         return _peak() or _held()
+
+
+class Spent:
+    """Stateful: what a training took over all of its starts, kept in a file while it is entered.
+
+    A start that is killed has noted its seconds up to a few before its end; what it did after its
+    last checkpoint is done again, and counts as often.
+    """
+
+    def __init__(self, file: Path, meter: Meter) -> None:
+        self._file, self.meter = file, meter
+        self._earlier = 0.0
+        self._found: float | None = None
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            known = json.loads(file.read_text(encoding="utf-8"))
+            self._earlier, self._found = float(known["seconds"]), known["found"]
+        self._ended = threading.Event()
+        self._noting = threading.Thread(target=self._note_at_times, name="spent", daemon=True)
+
+    def __enter__(self) -> Spent:
+        self._noting.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._noting.join()
+        if error == (None, None, None):
+            self._file.unlink(missing_ok=True)
+
+    @property
+    def seconds(self) -> float:
+        return self._earlier + self.meter.seconds
+
+    def found(self, share: float) -> float:
+        """The share of the lower layers' states that was there when the training first came to
+        them: another one had computed it. `share` is the one that is there now."""
+        if self._found is None:
+            self._found = share
+        return self._found
+
+    def _note_at_times(self) -> None:
+        self._note()
+        while not self._ended.wait(_NOTED):
+            self._note()
+        self._note()
+
+    def _note(self) -> None:
+        fresh = self._file.with_suffix(".fresh")
+        fresh.write_text(json.dumps({"seconds": self.seconds, "found": self._found}))
+        fresh.replace(self._file)
 
 
 def gpu_memory(device: torch.device) -> dict[str, int]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from agentkit.adapters.heads import Head
+from agentkit.training.fitting import optimizer_of
 from agentkit.training.layer_selection import (
     LayerChoice,
     best_layers,
@@ -186,7 +187,7 @@ class Probe:
     ) -> torch.optim.Optimizer:
         """One pass over the packs; gives the optimiser back, to go on with."""
         trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = optimizer or torch.optim.AdamW(trained, lr=self._spec.rate)
+        optimizer = optimizer or optimizer_of(model, self._spec)
         for number, pack in enumerate(packs, start=1):
             optimizer.zero_grad()
             model(pack, self._embedded(pack))["loss"].backward()

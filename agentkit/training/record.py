@@ -21,12 +21,13 @@ def write_record(folder: Path, manifest: Manifest, metrics: dict[str, Any]) -> N
 
 
 def write_figures(folder: Path, manifest: Manifest, metrics: dict[str, Any]) -> None:
-    """Write `metrics.json` and the model card anew; the curve stays."""
-    (folder / "metrics.json").write_text(
-        json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    """Write `metrics.json` and the model card anew, each whole or not at all; the curve stays."""
     card = _card(manifest, metrics, _CURVE if (folder / _CURVE).exists() else None)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    record = json.dumps(metrics, indent=2, ensure_ascii=False) + "\n"
+    for name, text in (("metrics.json", record), ("README.md", card)):
+        fresh = folder / f".{name}.fresh"
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(folder / name)
 
 
 def read_figures(folder: Path) -> dict[str, Any] | None:
@@ -59,6 +60,8 @@ def _card(manifest: Manifest, metrics: dict[str, Any], curve: str | None) -> str
         for name, value in tuning["trained"].items()
         if not isinstance(value, dict)
     )
+    found = metrics.get("lower_states_found")
+    beside = f" ({found:.0%} of the lower layers' states were there before)" if found else ""
     drawn = f"; `{curve}` is the loss curve" if curve else ""
     return f"""# {manifest.name}
 
@@ -67,8 +70,8 @@ def _card(manifest: Manifest, metrics: dict[str, Any], curve: str | None) -> str
 {_what(training)} for the backbone `{backbone["name"]}` (licence: {backbone["license"]};
 fingerprint `{backbone["fingerprint"][:12]}`),
 trained with `agentkit train`: {_way(training)}, {_passes(metrics)} of
-{metrics["tokens_per_epoch"]:,} tokens in {metrics["seconds"] / 60:.0f} minutes, with at most
-{metrics["peak_memory_bytes"] / 1e9:.1f} GB of memory.
+{metrics["tokens_per_epoch"]:,} tokens in {metrics["seconds"] / 60:.0f} minutes{beside}, with at
+most {metrics["peak_memory_bytes"] / 1e9:.1f} GB of memory.
 
 ## Data
 

@@ -49,16 +49,19 @@ class Split:
     skill's own files that they name, and row counts."""
 
 
-def load_rows(spec: TrainSpec, *, skill: Path, data_dir: Path) -> Split:
+def load_rows(
+    spec: TrainSpec, *, skill: Path, data_dir: Path, document: str | None = None
+) -> Split:
     """Rows of every source. Relative paths count from the skill folder.
 
     What one source tunes on or holds out is trained on by none: sources may share documents.
+    `document` is as `rows_from_jsonl` takes it.
     Raises `InputError` for a source that is missing, empty or malformed.
     """
     splits: list[tuple[list[Row], list[Row], list[Row]]] = []
     sources: list[dict[str, Any]] = []
     for source in spec.data:
-        rows, name, digest = _read(source, spec.seed, skill, data_dir)
+        rows, name, digest = _read(source, spec.seed, skill, data_dir, document)
         if not rows:
             raise InputError("no rows", where=name)
         splits.append(_split(rows, source))
@@ -85,7 +88,7 @@ def load_rows(spec: TrainSpec, *, skill: Path, data_dir: Path) -> Split:
 
 
 def calibration_rows(
-    spec: TrainSpec, *, skill: Path, data_dir: Path
+    spec: TrainSpec, *, skill: Path, data_dir: Path, document: str | None = None
 ) -> tuple[list[Row], list[dict[str, Any]]]:
     """What `calibration` gives, but for what it holds out, and where it comes from.
 
@@ -94,7 +97,8 @@ def calibration_rows(
     if not spec.calibration:
         return [], []
     plain = tuple(source.model_copy(update={"repeat": 1}) for source in spec.calibration)
-    split = load_rows(spec.model_copy(update={"data": plain}), skill=skill, data_dir=data_dir)
+    spec = spec.model_copy(update={"data": plain})
+    split = load_rows(spec, skill=skill, data_dir=data_dir, document=document)
     return [*split.train, *split.tuning], list(split.sources)
 
 
@@ -108,8 +112,12 @@ def _option_files(source: DataSpec) -> list[str]:
     return [value for key, value in source.options.items() if key in _FILES and value]
 
 
-def rows_from_jsonl(path: Path) -> list[Row]:
-    """Rows of a JSONL file: `{"input": ..., "expected": ...}`, `expected` optional."""
+def rows_from_jsonl(path: Path, document: str | None = None) -> list[Row]:
+    """Rows of a JSONL file: `{"input": ..., "expected": ...}`, `expected` optional.
+
+    Rows over one document are of one group; `document` is the input field that holds it
+    (`retrieval.document` of a manifest).
+    """
     rows = []
     try:
         records = list(numbered_jsonl(path))
@@ -119,16 +127,19 @@ def rows_from_jsonl(path: Path) -> list[Row]:
         place = f"{path}:{number}"
         if not isinstance(record, dict) or "input" not in record:
             raise InputError('a row is {"input": ..., "expected": ...}', where=place)
-        rows.append(Row(record["input"], record.get("expected"), _group(record["input"]), place))
+        group = _group(record["input"], document)
+        rows.append(Row(record["input"], record.get("expected"), group, place))
     return rows
 
 
-def _read(source: DataSpec, seed: int, skill: Path, data_dir: Path) -> tuple[list[Row], str, str]:
+def _read(
+    source: DataSpec, seed: int, skill: Path, data_dir: Path, document: str | None
+) -> tuple[list[Row], str, str]:
     if source.dataset is None:
         if source.path is None:
             raise InputError("a source needs `path` or `dataset`", where="train.yaml")
         path = skill / source.path
-        return rows_from_jsonl(path), source.path, _digest([path])
+        return rows_from_jsonl(path, document), source.path, _digest([path])
     folder = Path(source.path) if source.path else data_dir
     options = {
         key: str(skill / value) if key in _FILES else value for key, value in source.options.items()
@@ -178,11 +189,18 @@ def _expression(template: str) -> TemplateExpression:
     return _jinja.compile_expression(template, undefined_to_none=False)
 
 
-def _group(input: Json) -> str:
-    """Rows over one document belong together; a row without a long text stands alone."""
+def _group(input: Json, document: str | None) -> str:
+    """Rows over one document belong together; a row without one stands alone.
+
+    Where no field is said to hold it, a long text is taken for the document.
+    """
     texts = input.values() if isinstance(input, dict) else [input]
     longest = max((t for t in texts if isinstance(t, str)), key=len, default="")
-    key = longest if len(longest) > 400 else json.dumps(input, sort_keys=True)
+    if document and isinstance(input, dict) and input.get(document):
+        said = input[document]
+        key = said if isinstance(said, str) else json.dumps(said, sort_keys=True)
+    else:
+        key = longest if len(longest) > 400 else json.dumps(input, sort_keys=True)
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 

@@ -108,9 +108,10 @@ def search(
         storage=f"sqlite:///{store}",
         study_name=key,
         load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(seed=spec.seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
     )
+    # A study that goes on would draw the settings of its first trials again by the same seed.
+    study.sampler = optuna.samplers.TPESampler(seed=spec.seed + len(study.trials))
     left = space.trials - len(study.trials)
     # The minutes are those of all starts together.
     spent = sum(trial.duration.total_seconds() for trial in study.trials if trial.duration)
@@ -178,13 +179,14 @@ def draw_search(path: Path, record: dict[str, Any], title: str) -> None:
 
 def _tried(spec: TrainSpec, space: SearchSpec, trial: Any) -> TrainSpec:
     changes: dict[str, Any] = {}
-    if space.learning_rate is not None:
-        least, most = space.learning_rate
-        changes["learning_rate"] = trial.suggest_float("learning_rate", least, most, log=True)
     for name in ("method", "layers"):
         if choices := getattr(space, name):
             changes[name] = trial.suggest_categorical(name, list(choices))
     tried = spec.model_copy(update=changes)
+    if space.learning_rate is not None and tried.method != "head":  # which learns at its own
+        least, most = space.learning_rate
+        rate = trial.suggest_float("learning_rate", least, most, log=True)
+        tried = tried.model_copy(update={"learning_rate": rate})
     if tried.method == "prefix":  # acts on every layer, and learns at another rate
         faster = RATES["prefix"] / RATES["lora"]
         rate = tried.learning_rate and tried.learning_rate * faster

@@ -26,7 +26,8 @@ def train_each(
 
     What is done stands in a file of `notes` until all are. It is not done again as long as the
     folder says the same and what was written is there; `named` tells one undertaking from another.
-    `finish` is given each folder and what its training wrote, once that is noted.
+    `finish` is given each folder and what its training wrote, once that is noted; it is done again
+    where what the folder says of its calibration has changed, and the training is not.
     Raises `InputError` for two folders of one name.
     """
     names = [folder.resolve().name for folder in folders]
@@ -53,7 +54,7 @@ def train_each(
         fresh.replace(journal)
 
     for folder, name in zip(folders, names, strict=True):
-        says = _says(folder)  # as it was when its training began
+        says = trained_by(folder)  # as it was when its training began
         before = done.get(name, {})
         if before.get("says") == says and before["made"] == _made(Path(before["written"])):
             said(f"{name}: trained before this start")
@@ -61,28 +62,52 @@ def train_each(
         else:
             written[name] = train(folder).resolve()
             note(name, says, "")
-        if not done[name].get("finished"):
+        calibrated = _calibrated_by(folder)
+        if done[name].get("finished") != calibrated:
             finish(folder, written[name])
-            note(name, says, "yes")
+            note(name, says, calibrated)
     journal.unlink(missing_ok=True)
     return written
 
 
-def _says(folder: Path) -> str:
-    """A digest of what a folder is trained by, public data sets apart."""
-    files = [folder / name for name in ("train.yaml", "skill.yaml", "SKILL.md")]
+def trained_by(folder: Path, paths_from: Path | None = None) -> str:
+    """A digest of what a folder is trained by, public data sets and the calibration apart.
+
+    Relative paths count from `paths_from`, by default the folder.
+    """
+    files = [folder / name for name in ("skill.yaml", "SKILL.md")]
+    says = _bytes(folder / "train.yaml")
     with suppress(AgentkitError, OSError):  # the training says what is wrong with it
         spec = load_train_spec(folder / "train.yaml")
-        for source in (*spec.data, *spec.calibration):
-            files += own_files(source, folder)
-    return _digest(map(_bytes, files))
+        says = spec.model_dump_json(exclude={"calibration"}).encode()
+        for source in spec.data:
+            files += own_files(source, paths_from or folder)
+    return _digest([says, *map(_bytes, files)])
+
+
+def _calibrated_by(folder: Path) -> str:
+    """A digest of what a folder is calibrated by, after its training."""
+    said: list[bytes] = []
+    with suppress(AgentkitError, OSError):  # the training said what is wrong with it
+        for source in load_train_spec(folder / "train.yaml").calibration:
+            said.append(source.model_dump_json().encode())
+            said += map(_bytes, own_files(source, folder))
+    return _digest(said)
 
 
 def _made(folder: Path) -> str:
-    """A digest of what a training leaves last, and an adapter's or a head's being there."""
+    """A digest of what a training leaves last, and an adapter's or a head's being there.
+
+    How sure its answers are is no part of that: it may be fitted anew at any time.
+    """
+    record = _bytes(folder / "metrics.json")
+    with suppress(ValueError, AttributeError):
+        figures = json.loads(record)
+        figures.pop("calibration", None)
+        record = json.dumps(figures, sort_keys=True).encode()
     weights = ("adapter_model.safetensors", "head.safetensors")
     there = any((folder / name).exists() for name in weights)
-    return _digest([_bytes(folder / "metrics.json"), str(there).encode()])
+    return _digest([record, str(there).encode()])
 
 
 def _bytes(file: Path) -> bytes:

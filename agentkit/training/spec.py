@@ -161,7 +161,9 @@ class TrainSpec(_Frozen):
     head_learning_rate: float = Field(default=1e-3, gt=0.0)
     epochs: float = Field(default=2.0, gt=0.0)
     max_minutes: float | None = Field(default=None, gt=0.0)
-    """Training stops at the end of the step that passes it; the rate falls to nothing by then."""
+    """The steps stop at the end of the one that passes it; the rate falls to nothing by then. What
+    comes before (lower layers' states, probes, a search of `search.minutes`) and after (figures on
+    the tuning rows, a calibration) takes its own time."""
     packs_per_step: int = Field(default=4, ge=1)
     """Packs whose gradients are accumulated for one step of the optimiser."""
     pack_tokens: int = Field(default=2048, ge=128)

@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from agentkit import models
 from agentkit.adapters.head_labels import labels_metadata
 from agentkit.adapters.heads import KIND, ChoiceHead, Head, LinearProbe, SpanLabelHead
 from agentkit.adapters.tensor_file import BACKBONE_KEY
-from agentkit.errors import InputError, SkillError
+from agentkit.errors import InputError
 from agentkit.prompt import frame_of
 from agentkit.settings import Settings
 from agentkit.skill.manifest import Manifest, MarksAnswer
@@ -36,37 +35,31 @@ from agentkit.training.backbone import decoder_of, load_frozen
 from agentkit.training.checks import (
     check_choices,
     check_depth,
+    check_enough,
+    check_lengths,
     check_probe,
     check_rows,
     check_settings,
     device_of,
     few_to_tune_on,
+    longer_than_served,
 )
-from agentkit.training.fitting import checkpoint_key, fit, seconds_before
+from agentkit.training.fitting import checkpoint_key, fit
 from agentkit.training.layer_selection import LayerChoice
 from agentkit.training.linear_probe import fit_probe, token_words
 from agentkit.training.lower import LowerStates, layers_only, recomputed
 from agentkit.training.measure import calibrate, measure_packs
-from agentkit.training.meter import Meter, begin_gpu, gpu_memory
+from agentkit.training.meter import Meter, Spent, begin_gpu, gpu_memory
 from agentkit.training.methods import Attached, attach
 from agentkit.training.model import PackModel, trained_tensors
 from agentkit.training.packs import Pack, Packer
 from agentkit.training.record import write_record
 from agentkit.training.rows import Split, calibration_rows, load_rows
 from agentkit.training.settle import settle
-from agentkit.training.spec import TrainSpec, change_train_spec, load_train_spec
+from agentkit.training.several import trained_by
+from agentkit.training.spec import TrainSpec, load_train_spec
 from agentkit.training.start import Start, check_start, read_start
 from agentkit.training.workplace import alone_in
-
-WRITTEN = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "head.safetensors",
-    "metrics.json",
-    "README.md",
-    "*.svg",
-)
-"""What a training writes into a skill folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +94,10 @@ def train_skill(
     if settings.threads:
         torch.set_num_threads(settings.threads)
     set_seed(spec.seed)
-    with alone_in(work), Meter() as meter:
-        origin = paths_from or skill
-        return _train(skill, origin, manifest, spec, settings, data_dir, work, console, meter)
+    origin = paths_from or skill
+    noted = work / f"spent-{trained_by(skill, origin)[:16]}.json"
+    with alone_in(work), Meter() as meter, Spent(noted, meter) as spent:
+        return _train(skill, origin, manifest, spec, settings, data_dir, work, console, spent)
 
 
 def _train(
@@ -115,18 +109,22 @@ def _train(
     data_dir: Path,
     work: Path,
     console: Console,
-    meter: Meter,
+    spent: Spent,
 ) -> Trained:
     backbone = models.resolve(settings.backbone, settings, "backbone")
     check_settings(spec, manifest, backbone, skill)
     console.print(f"{manifest.name}: reading rows")
-    split = load_rows(spec, skill=origin, data_dir=data_dir)
-    new, _ = calibration_rows(spec, skill=origin, data_dir=data_dir)  # not after hours
+    document = manifest.retrieval.document
+    split = load_rows(spec, skill=origin, data_dir=data_dir, document=document)
+    # Read and counted now, not after hours.
+    new, _ = calibration_rows(spec, skill=origin, data_dir=data_dir, document=document)
     if longer := check_rows(manifest, (*split.train, *split.tuning, *new)):
         console.print(
             f"{manifest.name}: rows that expect a longer text than skill.yaml lets it write: "
             f"{len(longer)}, the first of {longer[0].place}"
         )
+    if spec.calibration:
+        check_enough(len(split.tuning) + len(new), str(skill / "train.yaml"))
     tokenizer = AutoTokenizer.from_pretrained(backbone, local_files_only=True)
     packer = Packer(tokenizer, frame_of(tokenizer), manifest, spec.pack_tokens)
     train_packs = _thin(packer.pack(split.train), manifest, spec)
@@ -143,11 +141,17 @@ def _train(
     if said := few_to_tune_on(manifest, len(split.tuning)):
         console.print(f"{manifest.name}: {said}")
 
+    if said := longer_than_served(manifest, train_packs, settings.document_window):
+        console.print(f"{manifest.name}: {said}")
+
     device = device_of(settings.device)
     begin_gpu(device)
     model = load_frozen(backbone, spec, device)
     decoder, hidden = decoder_of(model), int(model.config.hidden_size)
     count = int(model.config.num_hidden_layers)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    check_lengths(train_packs, split.train, positions)
+    check_lengths(tuning_packs, split.tuning, positions)
     head = _new_head(manifest, hidden)
     if head is not None and not isinstance(head, LinearProbe):
         head.to(device)
@@ -193,6 +197,7 @@ def _train(
         / "checkpoints"
         / checkpoint_key(spec, train_packs, f"{fingerprint}:{choice.chosen}", head)
     )
+    found_before = spent.found(states.found(decoder, [*train_packs, *tuning_packs], lowest))
     with Progress(console=console) as progress:
         states.compute(decoder, [*train_packs, *tuning_packs], lowest, progress)
     if spec.quantization != "nf4":  # its parameters cannot be emptied
@@ -210,7 +215,6 @@ def _train(
     with layers_only(decoder, range(lowest, count), final_norm=True):
         if start is not None:
             figures["start"] = measure_packs(pack_model, tuning_packs, states, manifest)
-        earlier = seconds_before(checkpoints)
         history: list[dict[str, float]] = []
         if trained_tensors(pack_model):  # a probe alone takes no steps
             with recomputed(decoder) if spec.checkpointing else nullcontext():
@@ -230,12 +234,13 @@ def _train(
     folder = _save(skill, manifest, attached, pack_model.head, fingerprint, dtype)
     metrics = _metrics(spec, split, settings, fingerprint, train_packs)
     metrics |= {
-        "seconds": round(earlier + meter.seconds, 1),
+        "seconds": round(spent.seconds, 1),
+        "lower_states_found": round(found_before, 4),
         "threads": torch.get_num_threads(),
         "device": device.type,
         "layers": choice.to_json(),
         **found,
-        "peak_memory_bytes": meter.peak_memory,
+        "peak_memory_bytes": spent.meter.peak_memory,
         **gpu_memory(device),
         "tuning": figures,
         "loss": history,
@@ -367,22 +372,3 @@ def _folders(spec: TrainSpec) -> dict[str, str]:
     """Other skills' folders by their own names, for the same reason."""
     named = {"start_from": spec.start_from, "layers_of": spec.layers_of}
     return {key: Path(path).name for key, path in named.items() if path}
-
-
-def copy_untrained(
-    skill: Path, into: Path, changes: Mapping[str, Any] = MappingProxyType({})
-) -> Path:
-    """A copy of a skill folder without what a training writes: `into/NAME`.
-
-    `changes` are settings that the copy's train.yaml has otherwise. A copy that is there gets the
-    folder's files anew and keeps what a training wrote, so that a training of the same goes on and
-    one of anything else begins. Raises `SkillError` where another folder's copy would be the same,
-    or the changed train.yaml cannot be trained by.
-    """
-    copy = into / skill.resolve().name
-    if copy.resolve() == skill.resolve():
-        raise SkillError("the copy would be the folder itself", where=str(copy))
-    shutil.copytree(skill, copy, ignore=shutil.ignore_patterns(*WRITTEN), dirs_exist_ok=True)
-    if changes:
-        change_train_spec(skill / "train.yaml", changes, copy / "train.yaml")
-    return copy

@@ -94,6 +94,7 @@ def test_every_rule_decides_in_some_situation() -> None:
         replace(USUAL, gpu=True, rows=30_000),
         replace(USUAL, memory=32, document_tokens=4000),
         *(replace(USUAL, deployment="vllm", rows=rows, gpu=True) for rows in (100, 9000)),
+        replace(USUAL, deployment="vllm", answer="marks"),
         *(replace(USUAL, tasks=2000, rows=rows) for rows in (300, 2000)),
         replace(USUAL, tasks=5, document_tokens=3000),
         replace(USUAL, gpu=True, rows=9000),
@@ -114,6 +115,7 @@ def test_every_rule_decides_in_some_situation() -> None:
     [
         ({}, "method", "lora"),
         ({"deployment": "vllm", "tasks": 5000}, "method", "lora"),
+        ({"deployment": "vllm", "answer": "marks"}, "method", "lora"),
         ({"tasks": 5000}, "method", "prefix"),
         ({"tasks": 5000}, "layers", "all"),
         ({"tasks": 5000, "memory": 2, "answer": "text"}, "method", "bottleneck"),

@@ -16,6 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from agentkit.cli.app import run
+from agentkit.evaluation.calibration import ReadingRunner
 from agentkit.testing import TinyBackbone
 
 NEW = ("fence", "tower", "bridge")
@@ -125,6 +126,7 @@ def test_what_is_served_has_the_probabilities_that_were_fitted(
     [
         (new_rows(3), "too few"),
         (new_rows(60).replace('"silent"', '"green"'), "not one of"),
+        (new_rows(60) + '{"input": {"thing": 5, "document": "x"}, "expected": {}}', "jsonl:61"),
         ("not json\n", "new.jsonl:1"),
     ],
 )
@@ -143,6 +145,30 @@ def test_rows_that_say_nothing_are_refused_and_the_head_stays(
     assert code == 2
     assert message in " ".join(err.split())
     assert (folder / "head.safetensors").read_bytes() == before
+
+
+def test_a_folder_that_was_trained_meanwhile_keeps_its_new_head(
+    make_toy: Callable[..., Any],
+    tmp_path: Path,
+    call: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = toy_of(make_toy, tmp_path)
+    assert call("train", str(folder))[0] == 0
+    newer = (folder / "head.safetensors").read_bytes() + b" "
+    answer = ReadingRunner._finish
+
+    def trained_meanwhile(self: ReadingRunner, *given: Any) -> Any:
+        (folder / "head.safetensors").write_bytes(newer)
+        return answer(self, *given)
+
+    monkeypatch.setattr(ReadingRunner, "_finish", trained_meanwhile)
+    records = (folder / "metrics.json").read_bytes()
+    code, _, err = call("calibrate", str(folder), "--data", str(folder / "new.jsonl"))
+    assert code == 2
+    assert "by another process meanwhile" in " ".join(err.split())
+    assert (folder / "head.safetensors").read_bytes() == newer
+    assert (folder / "metrics.json").read_bytes() == records
 
 
 @pytest.mark.parametrize("kind", ["likelihood", "marks", "generate"])
@@ -209,7 +235,7 @@ def test_questions_that_cannot_be_used_are_refused_before_the_training(
     make_toy: Callable[..., Any], tmp_path: Path, call: Callable[..., Any]
 ) -> None:
     folder = toy_of(make_toy, tmp_path, calibration=[{"path": "new.jsonl"}])
-    for rows in ("", new_rows(60).replace('"silent"', '"green"')):
+    for rows in ("", new_rows(60).replace('"silent"', '"green"'), new_rows(20)):
         (folder / "new.jsonl").write_text(rows)
         code, _, err = call("train", str(folder))
         assert code == 2, err

@@ -95,6 +95,24 @@ def test_rows_over_one_document_are_one_group(tmp_path: Path) -> None:
     assert rows[1].expected is None
 
 
+def test_a_document_is_what_the_manifest_calls_so_however_short(tmp_path: Path) -> None:
+    policy = {"policy": LONG}
+    path = write(
+        tmp_path / "rows.jsonl",
+        [
+            {"input": policy | {"rule": "a", "letter": "Dear Sirs"}},
+            {"input": policy | {"rule": "b", "letter": "Dear Sirs"}},
+            {"input": policy | {"rule": "a", "letter": "Hello"}},
+            {"input": policy | {"rule": "a", "letter": ""}},
+        ],
+    )
+    first, second, third, _ = (row.group for row in rows_from_jsonl(path, "letter"))
+    assert first == second != third
+    assert len({row.group for row in rows_from_jsonl(path)}) == 1  # the longest text by default
+    split = load_rows(spec(path="rows.jsonl"), skill=tmp_path, data_dir=tmp_path, document="letter")
+    assert {row.group for row in (*split.train, *split.tuning)} >= {first, third}
+
+
 @pytest.mark.parametrize("row", [{"expected": 1}, [1], "words"])
 def test_a_row_without_input_is_named_by_its_line(tmp_path: Path, row: Any) -> None:
     path = write(tmp_path / "rows.jsonl", [{"input": {}}, row])

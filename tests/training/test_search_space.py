@@ -10,6 +10,8 @@ import pytest
 from rich.console import Console
 
 from agentkit.errors import SkillError
+from agentkit.training import probing
+from agentkit.training.probing import Probe
 from agentkit.training.spec import TrainSpec, load_train_spec
 from agentkit.training.train import train_skill
 
@@ -137,3 +139,48 @@ def test_methods_of_a_study_are_each_tried_with_sizes_of_their_own(
     trials = [trial["settings"] for trial in trained(toy)["search"]["trials"]]
     assert len({trial["method"] for trial in trials}) > 1
     assert all(set(trial) & set(sizes) == has[trial["method"]] for trial in trials)
+
+
+def test_a_study_that_goes_on_draws_other_settings_than_it_began_with(
+    make_toy: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna")
+    toy = make_toy("generate", tmp_path, steps=4, search={"trials": 5, "rank": [4]})
+    measure, tried = Probe.short_loss, []
+
+    def interrupted_in_the_third(self: Probe, *given: Any, **more: Any) -> float:
+        tried.append(len(tried))
+        if len(tried) == 3:
+            raise KeyboardInterrupt
+        return measure(self, *given, **more)
+
+    monkeypatch.setattr(Probe, "short_loss", interrupted_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        trained(toy)
+    trials = trained(toy)["search"]["trials"]
+    assert len(trials) == len(tried) == 5
+    assert len({trial["settings"]["learning_rate"] for trial in trials}) == 5
+
+
+def test_a_head_alone_is_tried_at_the_rate_that_it_is_trained_at(
+    make_toy: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna")
+    space = {"trials": 3, "method": ["head", "prefix"], "rank": []}
+    toy = make_toy("choice", tmp_path, steps=4, head_learning_rate=0.02, search=space)
+    rates: list[list[float]] = []
+    make = probing.optimizer_of
+
+    def noted(*given: Any) -> Any:
+        optimizer = make(*given)
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        return optimizer
+
+    monkeypatch.setattr(probing, "optimizer_of", noted)
+    trials = trained(toy)["search"]["trials"]
+    assert {trial["settings"]["method"] for trial in trials} == {"head", "prefix"}
+    for trial, (*adapter, head) in zip(trials, rates, strict=True):
+        of_head = trial["settings"]["method"] == "head"
+        assert head == 0.02
+        assert bool(adapter) != of_head
+        assert ("learning_rate" in trial["settings"]) != of_head

@@ -373,7 +373,10 @@ def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
 
     (checkpoint,) = toy.settings.home.glob("training/toy-skill/checkpoints/*/checkpoint-25")
     assert 0 < float((checkpoint / "seconds").read_text()) < 300
-    (checkpoint / "seconds").write_text("1000.0")  # as if it had taken long
+    (noted,) = toy.settings.home.glob("training/toy-skill/spent-*.json")
+    spent = json.loads(noted.read_text())
+    assert 0 < spent["seconds"] < 300
+    noted.write_text(json.dumps(spent | {"seconds": 1000.0}))  # as if it had taken long
     cut_short = checkpoint.with_name("checkpoint-999")  # as a kill amid writing leaves it
     shutil.copytree(checkpoint, cut_short)
     state = cut_short / "trainer_state.json"
@@ -390,6 +393,8 @@ def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
             torch.testing.assert_close(ours[name], tensor, atol=1e-5, rtol=1e-4)
     resumed = json.loads((toy.folder / "metrics.json").read_text())
     assert resumed["seconds"] > 1000
+    assert resumed["lower_states_found"] == 0  # this training's own, of its first start
+    assert not noted.exists()
     assert [h["step"] for h in resumed["loss"]] == [h["step"] for h in trained.metrics["loss"]]
     assert resumed["loss"][-1] == pytest.approx(trained.metrics["loss"][-1], rel=1e-3)
 

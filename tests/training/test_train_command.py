@@ -155,6 +155,10 @@ def test_a_copy_is_never_made_onto_its_own_folder(
     code, _, err = call("train", str(toy.folder), "--out", str(toy.folder.parent))
     assert code == 2
     assert "the folder itself" in err
+    code, _, err = call("train", str(toy.folder), "--out", str(toy.folder / "out"))
+    assert code == 2
+    assert "a part of the folder" in " ".join(err.split())
+    assert not (toy.folder / "out").exists()
 
 
 def test_a_copy_follows_its_folder_and_a_refused_change_leaves_no_trace(
@@ -305,6 +309,39 @@ def test_a_row_that_cannot_be_learnt_from_is_named_by_its_line(
     assert (code, out) == (2, "")
     assert message in " ".join(err.split())
     assert "rows.jsonl:4" in "".join(err.split())
+
+
+def test_a_document_longer_than_what_is_shown_when_served_is_told(
+    make_toy: Callable[..., Any],
+    tiny_backbone: TinyBackbone,
+    tmp_path: Path,
+    call: Callable[..., Any],
+) -> None:
+    toy = make_toy("generate", tmp_path, steps=2)
+    manifest = json.loads((toy.folder / "skill.yaml").read_text())
+    manifest["input"]["properties"]["document"] = {"type": "string"}
+    manifest["retrieval"] = {"document": "document", "window": 64}
+    (toy.folder / "skill.yaml").write_text(json.dumps(manifest))
+    rows = toy.rows
+    for number, row in enumerate(rows):
+        row["input"]["document"] = f"Deed {number}. " + "The gate is red. " * (9 if number else 1)
+
+    def train() -> tuple[int, str]:
+        (toy.folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+        data = {"data": [{"path": "rows.jsonl", "tuning": 0}]}
+        spec = json.loads((toy.folder / "train.yaml").read_text()) | data
+        (toy.folder / "train.yaml").write_text(json.dumps(spec))
+        code, _, err = call("train", str(toy.folder), "--backbone", str(tiny_backbone.path))
+        return code, " ".join(err.split())
+
+    code, err = train()
+    assert code == 0
+    assert f"{len(rows) - 1} rows have documents of more than 64 tokens" in err
+    rows[3]["input"]["document"] *= 2000
+    code, err = train()
+    assert code == 2
+    assert "rows.jsonl:4" in err
+    assert "and the backbone reads" in err
 
 
 def test_a_text_longer_than_what_is_served_is_learnt_from_and_told(

@@ -76,6 +76,17 @@ def test_layers_and_size_are_measured_once(
         assert again.get(key) == first.get(key)
 
 
+def test_states_that_another_training_left_are_told(
+    make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    toy = make_toy("likelihood", tmp_path, steps=4)
+    first, _ = train(toy)
+    second, _ = train(toy)
+    assert (first["lower_states_found"], second["lower_states_found"]) == (0.0, 1.0)
+    card = " ".join((toy.folder / "README.md").read_text().split())
+    assert "minutes (100% of the lower layers' states were there before)" in card
+
+
 def test_of_several_skills_those_that_are_done_are_not_trained_again(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("first", "second", "third")]
     for folder in folders:
@@ -152,6 +163,44 @@ def test_a_skill_whose_own_data_changed_is_not_done(tmp_path: Path, changed: str
     (tmp_path / changed).write_text('{"more": 1}\n')
     both()
     assert tried[3:] == ["sure", "broken"]
+
+
+def test_a_calibration_that_changed_is_made_again_and_the_training_is_not(tmp_path: Path) -> None:
+    """As after one that found too few rows: more of them are written, and `train` is called."""
+    folder = tmp_path / "sure"
+    folder.mkdir()
+    said = "data: [{path: rows.jsonl}]\ncalibration: [{path: new.jsonl}]\n"
+    (folder / "train.yaml").write_text(said)
+    (folder / "new.jsonl").write_text("{}\n")
+    done: list[str] = []
+    fails = [True]
+
+    def one(folder: Path) -> Path:
+        done.append("train")
+        (folder / "metrics.json").write_text('{"seconds": 1}')
+        (folder / "head.safetensors").write_bytes(b"")
+        return folder
+
+    def finish(folder: Path, written: Path) -> None:
+        done.append("calibrate")
+        if fails[0]:
+            raise InputError("too few")
+        (folder / "metrics.json").write_text('{"seconds": 1, "calibration": {}}')
+
+    def start() -> None:
+        train_each([folder], one, notes=tmp_path / "notes", named="", said=print, finish=finish)
+
+    with pytest.raises(InputError):
+        start()
+    (folder / "new.jsonl").write_text("{}\n{}\n")
+    with pytest.raises(InputError):
+        start()
+    (folder / "train.yaml").write_text(said.replace("new.jsonl}", "new.jsonl, limit: 9}"))
+    (folder / "metrics.json").write_text('{"seconds": 1, "calibration": {"own": 1}}')
+    fails.clear()
+    fails.append(False)
+    start()
+    assert done == ["train", "calibrate", "calibrate", "calibrate"]
 
 
 def test_two_folders_of_one_name_are_not_trained_together(tmp_path: Path) -> None:
