@@ -35,6 +35,7 @@ __all__ = [
     "check_folder",
     "fetch",
     "fingerprint",
+    "license_of",
     "list_models",
     "path",
     "resolve",
@@ -105,6 +106,12 @@ EMBEDDED: dict[str, PinnedModel] = {
         ),
     )
 }
+
+
+def license_of(weights: str) -> str:
+    """The licence of the embedded model of that fingerprint; of another its owner says it."""
+    known = (model.license for model in EMBEDDED.values() if model.fingerprint == weights)
+    return next(known, "as its owner says")
 
 
 def list_models(settings: Settings) -> list[ModelInfo]:

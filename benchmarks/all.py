@@ -23,6 +23,7 @@ BENCHMARKS = {
     "skills_reporting": "skills.py --skill reporting",
     "unseen_contracts": "unseen_rules.py",
     "unseen_rules": "unseen_rules.py --folds 4 --minutes 40 --limit 120",
+    "own_skill": "own_skill.py",
     "routing": "routing.py",
     "retrieval": "retrieval.py",
     "retrieval_effect": "retrieval.py --effect 5",
@@ -41,6 +42,7 @@ BENCHMARKS = {
 """What is run for each file of metrics."""
 WHOLE = (
     "main_job",
+    "own_skill",
     "contract_review",
     "retrieval_effect",
     "staged",
@@ -84,7 +86,8 @@ def main() -> int:
 def skill_rows() -> list[str]:
     """What each shipped skill measured on its tuning rows (documents kept out of training)."""
     rows = [
-        "On the tuning rows, whole documents kept out of training (`agentkit skills show NAME`):",
+        "On the tuning rows, whole documents kept out of training (`agentkit skills show NAME`);",
+        "untrained is the bare backbone with a head that has learnt nothing, or with its probe:",
         "",
         "| skill | figure | untrained | trained |",
         "|---|---|---|---|",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -98,6 +99,7 @@ def calibrate_folder(
     from agentkit.training.rows import calibration_rows, load_rows
     from agentkit.training.spec import load_train_spec
 
+    began = time.monotonic()
     manifest, _ = read_manifest(folder)
     check_calibrated(manifest, str(folder))
     read_figures(folder)  # before time is spent: it may be what no training wrote
@@ -148,7 +150,7 @@ def calibrate_folder(
             silence=silence,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    found["data"] = sources
+    found |= {"data": sources, "seconds": round(time.monotonic() - began, 1)}
     if (metrics := read_figures(folder)) is not None:
         write_figures(folder, manifest, metrics | {"calibration": found})
     return found

@@ -93,6 +93,7 @@ class Spent:
         them: another one had computed it. `share` is the one that is there now."""
         if self._found is None:
             self._found = share
+            self._note()
         return self._found
 
     def _note_at_times(self) -> None:
@@ -103,8 +104,10 @@ class Spent:
 
     def _note(self) -> None:
         fresh = self._file.with_suffix(".fresh")
-        fresh.write_text(json.dumps({"seconds": self.seconds, "found": self._found}))
-        fresh.replace(self._file)
+        said = json.dumps({"seconds": self.seconds, "found": self._found})
+        with suppress(OSError):  # a full disk ends a training elsewhere, and with a word
+            fresh.write_text(said, encoding="utf-8")
+            fresh.replace(self._file)
 
 
 def gpu_memory(device: torch.device) -> dict[str, int]:

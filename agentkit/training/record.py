@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agentkit.errors import MissingExtraError, SkillError
+from agentkit.models import license_of
 from agentkit.pictures import picture
 from agentkit.skill.manifest import Manifest
 
@@ -49,6 +50,7 @@ def read_figures(folder: Path) -> dict[str, Any] | None:
 
 def _card(manifest: Manifest, metrics: dict[str, Any], curve: str | None) -> str:
     training, backbone = metrics["training"], metrics["backbone"]
+    licence = backbone.get("license") or license_of(backbone["fingerprint"])  # an older record
     sources = "\n".join(
         f"| {s['source']} | {s['license']} | {_rows(s)} | {s['tuning_rows']} "
         f"| `{s['sha256'][:12]}` |"
@@ -67,7 +69,7 @@ def _card(manifest: Manifest, metrics: dict[str, Any], curve: str | None) -> str
 
 {manifest.description}
 
-{_what(training)} for the backbone `{backbone["name"]}` (licence: {backbone["license"]};
+{_what(training)} for the backbone `{backbone["name"]}` (licence: {licence};
 fingerprint `{backbone["fingerprint"][:12]}`),
 trained with `agentkit train`: {_way(training)}, {_passes(metrics)} of
 {metrics["tokens_per_epoch"]:,} tokens in {metrics["seconds"] / 60:.0f} minutes{beside}, with at
@@ -81,7 +83,8 @@ most {metrics["peak_memory_bytes"] / 1e9:.1f} GB of memory.
 
 ## Figures on the tuning rows
 
-Documents of the tuning rows were kept out of training; thresholds were chosen on them.
+Documents of the tuning rows were kept out of training; thresholds were chosen on them. `untrained`
+is the bare backbone: a task head has learnt nothing yet, a probe of its states is fitted.
 
 | figure | {" | ".join(tuning)} |
 |---|{"---|" * len(tuning)}

@@ -351,10 +351,7 @@ def _metrics(
             if Path(settings.backbone).is_dir()
             else settings.backbone,
             "fingerprint": fingerprint,
-            "license": next(
-                (m.license for m in models.EMBEDDED.values() if m.fingerprint == fingerprint),
-                "as its owner says",
-            ),
+            "license": models.license_of(fingerprint),
         },
         "training": spec.model_dump(mode="json", exclude={"data", "calibration"}) | _folders(spec),
         "data": list(split.sources),

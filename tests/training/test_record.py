@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from agentkit.models import EMBEDDED
 from agentkit.skill.manifest import Manifest
-from agentkit.training.record import write_record
+from agentkit.skill.manifest_files import read_manifest
+from agentkit.training.record import read_figures, write_figures, write_record
 
 METRICS: dict[str, Any] = {
     "backbone": {"name": "small", "license": "MIT", "fingerprint": "f" * 64},
@@ -65,3 +67,26 @@ def test_a_card_says_how_often_rows_were_taken(
         METRICS | {"data": [source | repeat], "loss": []},
     )
     assert f"| MIT | {said} | 1 |" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_card_of_an_older_record_knows_the_licence_of_an_embedded_backbone(
+    tmp_path: Path,
+) -> None:
+    embedded = EMBEDDED["smollm2-135m-instruct"]
+    backbone = {"name": embedded.name, "fingerprint": embedded.fingerprint}
+    manifest = Manifest(name="x", description="Does it.")
+    write_record(tmp_path, manifest, METRICS | {"backbone": backbone, "loss": []})
+    assert f"(licence: {embedded.license}" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["compliance-review", "contract-parsing", "reporting"])
+def test_a_shipped_card_says_what_its_record_says(name: str, tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "skills" / name
+    figures = read_figures(shipped)
+    assert figures is not None
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "training.svg").touch()
+    write_figures(folder, read_manifest(shipped)[0], figures)
+    for file in ("README.md", "metrics.json"):
+        assert (folder / file).read_text("utf-8") == (shipped / file).read_text("utf-8")
