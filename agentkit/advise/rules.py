@@ -327,7 +327,7 @@ RULES: tuple[Rule, ...] = (
         "quantization",
         lambda s: way(s).quantization == "nf4",
         lambda s: "nf4",
-        "not even eight bits of each weight would leave room for activations; needs bitsandbytes",
+        "not even eight bits of each weight would leave room for activations; needs the extra nf4",
     ),
     Rule(
         "quantization",

@@ -69,7 +69,8 @@ def check_four_bits() -> None:
         raise SkillError(
             "quantization nf4 needs the package 'bitsandbytes', which is not installed",
             where="train.yaml",
-            hint="pip install bitsandbytes, or write `quantization: int8`, which needs nothing",
+            hint="pip install 'agentkit-skills[nf4]', or write `quantization: int8`, which needs "
+            "nothing",
         )
 
 
