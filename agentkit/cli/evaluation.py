@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
@@ -155,7 +154,7 @@ def evaluate(
             "backbone": backbone,
             "data": {"file": data.name, "sha256": sha256(data.read_bytes()).hexdigest()},
             **evaluation.to_json(),
-            "floors": [asdict(floor) | {"met": floor.met} for floor in floors],
+            "floors": [floor.to_json() for floor in floors],
         }
         _report(evaluation, record, out, as_json)
     missed = [floor for floor in floors if not floor.met]

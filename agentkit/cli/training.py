@@ -146,9 +146,10 @@ def rows(
     from agentkit.training.rows import load_rows
     from agentkit.training.spec import load_train_spec
 
-    manifest, _ = read_manifest(folder)
     spec = load_train_spec(folder / "train.yaml")
-    document = manifest.retrieval.document
+    # What holds the documents is a skill's to say; rows alone can do without.
+    skill = (folder / "SKILL.md").exists()
+    document = read_manifest(folder)[0].retrieval.document if skill else None
     split = load_rows(spec, skill=folder, data_dir=data_dir, document=document)
     chosen = {
         Part.TRAIN: split.train,

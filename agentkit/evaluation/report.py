@@ -58,6 +58,11 @@ class Floor:
             return self.value <= self.floor
         return self.value >= self.floor
 
+    def to_json(self) -> dict[str, Json]:
+        """Its parts, the value as the figures give it."""
+        value = None if self.value is None else round(self.value, 4)
+        return {"metric": self.metric, "floor": self.floor, "value": value, "met": self.met}
+
     def __str__(self) -> str:
         value = "undefined on these rows" if self.value is None else f"{self.value:.4f}"
         bound = "at most" if self.metric in LOWER_IS_BETTER else "at least"
