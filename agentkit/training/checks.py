@@ -232,10 +232,12 @@ def few_to_tune_on(manifest: Manifest, rows: int) -> str | None:
 def check_lengths(packs: Sequence[Pack], rows: Sequence[Row], positions: int | None) -> None:
     """Raises `InputError` for the first row whose prompt and answer pass the backbone's positions.
 
-    `rows` are those that the packs are made of.
+    `rows` are those that the packs are made of; None means positions without an end.
     """
-    for pack in packs if positions else ():
-        if positions is not None and (longest := max(pack.positions) + 1) > positions:
+    if positions is None:
+        return
+    for pack in packs:
+        if (longest := max(pack.positions) + 1) > positions:
             at = pack.rows[0]
             raise InputError(
                 f"it takes {longest} tokens, and the backbone reads {positions}",
