@@ -56,7 +56,9 @@ BESIDE = (
     *("accuracy.topic", "accuracy.rating", "macro_f1.rating", "aupr", "rouge_l"),
 )
 """Figures of skills that are shown for the adapter and for what it is compared with."""
-BY_RULE = re.compile(r", (?:score over )?accuracy(?: where .*)?$")
+BY_RULE = re.compile(
+    r", (?:(?:score over )?accuracy(?: over the prior| where .*)?|pairs turned|ece)$"
+)
 """Figures of rules that are shown whether they have a target or not."""
 OPEN, CLOSE = "<!-- measured: make bench -->", "<!-- /measured -->"
 
@@ -145,7 +147,9 @@ def benchmark_rows(folder: Path, before: str = "") -> list[str]:
 
 
 def shown(name: str, metric: dict[str, Any]) -> bool:
-    """Whether the README shows a figure of a benchmark."""
+    """Whether the README shows a figure of a benchmark in a row of its own."""
+    if metric["name"].endswith((", low", ", high")):
+        return False
     if name.startswith("skills"):
         _, _, *rest = metric["name"].split(", ")
         if rest[-1] in BESIDE and len(rest) == 2 and " over " not in rest[0]:

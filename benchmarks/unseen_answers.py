@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import numpy as np
@@ -86,6 +87,16 @@ def measured(name: str, answers: Sequence[Answered]) -> list[Metric]:
         own = [one for one in answers if one.question.kind == kind]
         metrics.append(Metric(f"{name}, accuracy, {kind}", accuracy(own)))
     return metrics
+
+
+def beside(name: str, answers: Sequence[Answered]) -> list[Metric]:
+    """The same of what is compared with: without targets, and what is known beforehand once."""
+    known = re.compile(r"(?:documents|questions|prior, accuracy|one verdict for all, accuracy)$")
+    return [
+        replace(metric, target=None, met=None)
+        for metric in measured(name, answers)
+        if not known.match(metric.name.removeprefix(f"{name}, "))
+    ]
 
 
 def silent(name: str, answers: Sequence[Answered]) -> Metric:

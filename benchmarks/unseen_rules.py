@@ -11,11 +11,12 @@
   in a paraphrase and negated. Each fold trains an adapter first, for `--minutes`, on all of the
   skill's documents or on `--limit` of each source; a fold that is there is not trained again.
 
-Beside each stands the most frequent verdict, known beforehand: of all questions for contracts, of
-each hypothesis in each form for ContractNLI, and there, too, of all questions. Of a rule that is
-new no more can be known than the latter; the former takes for granted how each hypothesis is
-usually answered, and is the harder one to be better than. A pair is turned
-when a rule and its opposite get opposite verdicts. Intervals are bootstraps over documents.
+Beside the contracts' stand the answers of a head that was trained on the frozen backbone, if there
+is one (see `benchmarks/skills.py`). Beside each stands the most frequent verdict, known beforehand:
+of all questions for contracts, of each hypothesis in each form for ContractNLI, and there, too, of
+all questions. Of a rule that is new no more can be known than the latter; the former takes for
+granted how each hypothesis is usually answered, and is the harder one to be better than. A pair is
+turned when a rule and its opposite get opposite verdicts. Intervals are bootstraps over documents.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from random import Random
 
 from common import arguments, finish, need
 from trainings import ROOT, SKILL, console, trained
-from unseen_answers import VERDICTS, Answered, Question, measured, silent
+from unseen_answers import VERDICTS, Answered, Question, beside, measured, silent
 
 from agentkit.evaluation.serving import SkillPredictor
 from agentkit.kit import Kit
@@ -99,7 +100,7 @@ def main() -> int:
             metrics.append(silent("CUAD", answered(kit, kit.skills[SKILL.name], foreign(asked))))
             if (options.frozen / "head.safetensors").is_file():
                 alone = kit.store.admit(load_skill(options.frozen, name=SKILL.name))
-                metrics += measured("CUAD, frozen", answered(kit, alone, asked))
+                metrics += beside("CUAD, frozen", answered(kit, alone, asked))
             return finish("unseen_contracts", metrics, options.json)
         answers: list[Answered] = []
         for folder, left_out in folds:
