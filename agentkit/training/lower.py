@@ -109,10 +109,9 @@ class LowerStates:
             digest.update(torch.tensor(part, dtype=torch.int32).numpy().tobytes())
         return digest.hexdigest()[:32]
 
-    def found(self, base: Any, packs: Sequence[Pack], below: int) -> float:
+    def found(self, packs: Sequence[Pack], below: int) -> float:
         """The share of the packs' tokens whose states below a layer need not be computed."""
-        self._decoder, self._layers = base, nn.ModuleList(base.layers[:below])
-        there = sum(len(p.ids) for p in packs if self._name(p) in self._index)
+        there = sum(len(p.ids) for p in packs if self._holds(p, below))
         return there / max(1, sum(len(p.ids) for p in packs))
 
     def compute(self, base: Any, packs: Sequence[Pack], below: int, progress: Progress) -> None:

@@ -6,6 +6,7 @@ up in the skill folder is PEFT's own format plus, for a task head, `head.safeten
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections import Counter
@@ -95,7 +96,8 @@ def train_skill(
         torch.set_num_threads(settings.threads)
     set_seed(spec.seed)
     origin = paths_from or skill
-    noted = work / f"spent-{trained_by(skill, origin)[:16]}.json"
+    of = hashlib.sha256(f"{settings.backbone}\n{trained_by(skill, origin)}".encode()).hexdigest()
+    noted = work / f"spent-{of[:16]}.json"
     with alone_in(work), Meter() as meter, Spent(noted, meter) as spent:
         return _train(skill, origin, manifest, spec, settings, data_dir, work, console, spent)
 
@@ -197,7 +199,7 @@ def _train(
         / "checkpoints"
         / checkpoint_key(spec, train_packs, f"{fingerprint}:{choice.chosen}", head)
     )
-    found_before = spent.found(states.found(decoder, [*train_packs, *tuning_packs], lowest))
+    found_before = spent.found(states.found([*train_packs, *tuning_packs], lowest))
     with Progress(console=console) as progress:
         states.compute(decoder, [*train_packs, *tuning_packs], lowest, progress)
     if spec.quantization != "nf4":  # its parameters cannot be emptied
