@@ -3,11 +3,14 @@
 Every method is trained on the same few rows of the skill's own data for the same minutes, with all
 layers and with the upper third alone, each in a process of its own. Each starts from the task head
 that was first trained alone on the frozen backbone, and is measured beside it: within minutes an
-untrained head would decide the comparison, not the method. A method whose folder is whole is not
-trained again, one that was cut off goes on. Quality is that of the tuning documents, which no
-training saw. Inference cost is that of the engine, in turn with the bare backbone, as its share of
-that: for a document that is read for the first time, and for one that the bare backbone has read
-before.
+untrained head would decide the comparison, not the method. LoRA is trained once more with what
+`layers: auto`, `size: auto` and `search` find; their probes come on top of the minutes. A method
+whose folder is whole is not trained again, one that was cut off goes on.
+
+Quality is that of whole documents that no training learnt from or tuned on, as served; intervals
+are bootstraps over these documents, those of differences paired. Inference cost is that of the
+engine, in turn with the bare backbone, as its share of that: for a document that is read for the
+first time, and for one that the bare backbone has read before.
 """
 
 from __future__ import annotations
@@ -15,35 +18,46 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from common import Metric, arguments, finish, need
-from trainings import QUALITY, ROOT, SKILL, record, source, trained
+from evaluations import bounds, compared, served
+from trainings import QUALITY, ROOT, SKILL, held_out, measured_on, record, source, trained
 
 from agentkit.adapters.tensor_file import read_header
 from agentkit.engine.engine import Engine
 from agentkit.errors import MissingExtraError
+from agentkit.evaluation.resampling import Figure
+from agentkit.kit import Kit
 from agentkit.pictures import picture
 from agentkit.prompt import number_spans, skill_prompt
 from agentkit.retrieval.loaders import document_from_text
 from agentkit.settings import Settings
 from agentkit.skill.folder import Skill, load_skill
+from agentkit.training.layer_selection import Importance
 from agentkit.training.spec import RATES, Method, load_train_spec
 from agentkit.types import Request
 
 FOLDERS = ROOT / "out" / "methods"
 PICTURE = ROOT / "benchmarks" / "methods.svg"
 SPARSE = "upper 1/3"
+FINDS = ("lora auto", f"lora {SPARSE} size", "lora searched")
+"""How the names begin of what finds layers or settings by itself."""
 FROZEN: Method = "head"
+BARE = "frozen with head"
+ADDED = "accuracy over the frozen"
 FIGURES = {
     "accuracy": "accuracy",
+    ADDED: "over frozen",
     "macro_f1": "macro-F1",
-    "evidence_average_precision": "evidence AP",
+    "evidence_map": "evidence mAP",
+    "layers": "layers",
+    "lowest_layer": "from",
     "parameters": "parameters",
     "bytes": "bytes",
     "training_seconds": "training, s",
@@ -65,11 +79,13 @@ class Variant:
     method: Method
     layers: str = "all"
     settings: dict[str, Any] = field(default_factory=dict)
+    called: str = ""
+    """Its name, where method, settings and layers are none."""
 
     @property
     def name(self) -> str:
-        if self.method == FROZEN:
-            return "frozen with head"
+        if self.called:
+            return self.called
         kind = " ".join([self.method, *(str(value) for value in self.settings.values())])
         return f"{kind} {'all layers' if self.layers == 'all' else self.layers}"
 
@@ -78,21 +94,26 @@ class Variant:
         return self.name.replace(" ", "-").replace("/", "-")
 
 
-def variants() -> Iterator[Variant]:
-    yield Variant(FROZEN)
+def variants(minutes: float) -> Iterator[Variant]:
+    yield Variant(FROZEN, called=BARE)
     both: tuple[Method, ...] = ("lora", "alora", "hybrid")
     for layers in ("all", SPARSE):
         yield from (Variant(method, layers) for method in both)
         for placement in ("houlsby", "pfeiffer"):
             yield Variant("bottleneck", layers, {"placement": placement})
     yield Variant("prefix")
+    for importance in get_args(Importance):
+        yield Variant("lora", "auto", {"importance": importance}, f"lora auto by {importance}")
+    yield Variant("lora", SPARSE, {"size": "auto"}, f"lora {SPARSE} size auto")
+    search = {"minutes": minutes, "layers": [SPARSE, "upper 1/2", "upper 2/3"]}
+    yield Variant("lora", SPARSE, {"search": search}, "lora searched")
 
 
 def main() -> int:
     parser = arguments(__doc__ or "")
     parser.add_argument("--minutes", type=float, default=2.5, help="of training, each")
     parser.add_argument("--documents", type=int, default=60, help="to train on")
-    parser.add_argument("--tuning", type=int, default=10, help="whole documents to measure on")
+    parser.add_argument("--tuning", type=int, default=10, help="documents to tune on")
     parser.add_argument("--rounds", type=int, default=2, help="of the timing in the engine")
     parser.add_argument("--characters", type=int, default=8000, help="of the document then read")
     parser.add_argument("--only", action="append", help="variants whose names hold this")
@@ -102,7 +123,7 @@ def main() -> int:
     need(options.data_dir)
     chosen = [
         one
-        for one in variants()
+        for one in variants(options.minutes)
         if one.method == FROZEN or any(part in one.name for part in options.only or [""])
     ]
     folders = {
@@ -111,23 +132,25 @@ def main() -> int:
         )
         for one in chosen
     }
+    with Kit() as kit:
+        metrics = quality(kit, folders, options.data_dir)
     costs = inference({name: load_skill(folder) for name, folder in folders.items()}, options)
-    metrics: list[Metric] = []
     for name, folder in folders.items():
         found = record(folder)
+        layers = found["layers"]["chosen"]
         metrics += [
             Metric(f"{name}, {figure}", value, unit)
             for figure, value, unit in (
-                *((figure, found["tuning"]["trained"][figure], "") for figure in QUALITY),
+                ("layers", len(layers), ""),
+                *([("lowest_layer", layers[0], "")] if layers else []),
                 *sizes(folder),
                 ("training_seconds", found["seconds"], "s"),
                 ("peak_memory", found["peak_memory_bytes"] / 1e9, "GB"),
                 *((figure, value, "times the bare") for figure, value in costs[name].items()),
             )
         ]
-    first = record(folders[Variant(FROZEN).name])
+    first = record(folders[BARE])
     metrics += [
-        Metric("questions", first["tuning"]["trained"]["questions"]),
         Metric("minutes of training each", options.minutes),
         Metric("rows", sum(one["train_rows"] for one in first["data"])),
     ]
@@ -157,11 +180,39 @@ def changes(variant: Variant, options: Any) -> dict[str, Any]:
         "calibration": [],
         "data": [
             source(split="train_evidence") | {"limit": options.documents, "tuning": 0},
-            source(split="train_full_50") | {"limit": options.tuning, "tuning": 0.999},
+            measured_on(options.tuning, split="train_full_50"),
         ],
         **({} if variant.method == FROZEN else {"start_from": FROZEN_HEAD}),
         **variant.settings,
     }
+
+
+def quality(kit: Kit, folders: Mapping[str, Path], data_dir: Path) -> list[Metric]:
+    """Figures of each as served, and what each adds to the frozen backbone with the same head."""
+    skills = {
+        name: kit.store.admit(load_skill(one, name=SKILL.name)) for name, one in folders.items()
+    }
+    rows = held_out(folders[BARE], data_dir)
+    found = compared(
+        kit,
+        "held out",
+        skills[BARE].manifest,
+        rows,
+        {name: served(kit, skill) for name, skill in skills.items()},
+    )
+    metrics: list[Metric] = []
+    for name, one in found.subjects.items():
+        known = {figure: one.figures[figure] for figure in QUALITY}
+        if less := one.differences.get("accuracy"):  # by how much the frozen one exceeds it
+            known[ADDED] = Figure(*(-end for end in (less.value, less.high, less.low)))
+        for figure, value in known.items():
+            metrics += [Metric(f"{name}, {figure}", value.value)]
+            metrics += bounds(f"{name}, {figure}", value)
+    return [
+        *metrics,
+        Metric("questions", len(rows)),
+        Metric("documents", found.documents),
+    ]
 
 
 def sizes(folder: Path) -> Iterator[tuple[str, float, str]]:
@@ -183,7 +234,7 @@ def inference(skills: dict[str, Skill], options: Any) -> dict[str, dict[str, flo
     text = document[: options.characters]
     lines = (ROOT / "examples" / "playbooks" / "nda.md").read_text("utf-8").splitlines()
     rules = [line[2:] for line in lines if line.startswith("- ")]
-    bare = skills[Variant(FROZEN).name]
+    bare = skills[BARE]
     seconds: dict[str, dict[str, list[float]]] = {
         name: {"cost_of_a_new_document": [], "cost_of_a_read_document": []} for name in skills
     }
@@ -206,7 +257,7 @@ def inference(skills: dict[str, Skill], options: Any) -> dict[str, dict[str, flo
         name: {figure: statistics.median(taken) for figure, taken in of.items()}
         for name, of in seconds.items()
     }
-    base = medians[Variant(FROZEN).name]["cost_of_a_new_document"]
+    base = medians[BARE]["cost_of_a_new_document"]
     return {name: {f: value / base for f, value in of.items()} for name, of in medians.items()}
 
 
@@ -229,11 +280,11 @@ def answered(engine: Engine, asked: Sequence[Request]) -> None:
 
 
 def by_variant(metrics: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Figures by variant, in their order."""
+    """Figures by variant, in their order; the ends of an interval as `figure, low` and `high`."""
     found: dict[str, dict[str, float]] = {}
     for metric in metrics:
-        name, _, figure = metric["name"].rpartition(", ")
-        if name:
+        name, _, figure = metric["name"].partition(", ")
+        if figure:
             found.setdefault(name, {})[figure] = metric["value"]
     return found
 
@@ -245,8 +296,18 @@ def table(metrics: Sequence[dict[str, Any]]) -> list[str]:
         f"|---|{'---|' * len(FIGURES)}",
     ]
     for name, figures in by_variant(metrics).items():
-        rows.append(f"| {name} | {' | '.join(shown(figures[figure]) for figure in FIGURES)} |")
+        cells = (with_interval(figures, figure) for figure in FIGURES)
+        rows.append(f"| {name} | {' | '.join(cells)} |")
     return rows
+
+
+def with_interval(figures: Mapping[str, float], figure: str) -> str:
+    """A figure as the table says it; nothing where there is none."""
+    if figure not in figures:
+        return ""
+    ends = [figures[key] for end in ("low", "high") if (key := f"{figure}, {end}") in figures]
+    interval = f" [{', '.join(map(shown, ends))}]" if ends else ""
+    return shown(figures[figure]) + interval
 
 
 def shown(value: float) -> str:
@@ -254,28 +315,37 @@ def shown(value: float) -> str:
 
 
 def draw(path: Path, found: dict[str, dict[str, float]]) -> None:
-    """Quality over size: a method's dots joined, hollow where it has the upper layers alone."""
-    colours = {}
+    """Quality over size, with intervals: hollow where a method has the upper layers alone."""
+    colours: dict[str, str] = {}
     with picture(path, (6.4, 4)) as axes:
         for name, figures in found.items():
-            method = name.removesuffix(" all layers").removesuffix(f" {SPARSE}")
+            plain = name.removesuffix(" all layers").removesuffix(f" {SPARSE}")
+            # What chose its own settings is no end of a line.
+            method = "lora, settings found" if plain.startswith(FINDS) else plain
             colour = colours.setdefault(method, f"C{len(colours)}")
             sparse = name.endswith(SPARSE)
-            axes.scatter(
+            value = figures["macro_f1"]
+            low, high = (figures.get(f"macro_f1, {end}", value) for end in ("low", "high"))
+            axes.errorbar(
                 figures["parameters"],
-                figures["macro_f1"],
+                value,
+                [[value - low], [high - value]],
+                fmt="o",
                 color=colour,
-                facecolors="none" if sparse else colour,
-                label=None if sparse else method,
+                markerfacecolor="none" if sparse else colour,
+                elinewidth=0.6,
             )
         for method, colour in colours.items():
-            ends = [f for n, f in found.items() if n.startswith(f"{method} ")]
+            ends = [
+                f for n, f in found.items() if n in (f"{method} all layers", f"{method} {SPARSE}")
+            ]
             axes.plot(
                 [f["parameters"] for f in ends],
                 [f["macro_f1"] for f in ends],
                 color=colour,
                 linewidth=1,
                 alpha=0.5,
+                label=method,
             )
         axes.set(
             xscale="log",

@@ -29,16 +29,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from common import Metric, arguments, at_least, at_most, finish, need
-from rich.console import Console
+from evaluations import bounds, compared, console, served
 
 from agentkit.evaluation.baselines import Predictor, baselines
-from agentkit.evaluation.evaluate import evaluate, text_reader
 from agentkit.evaluation.report import Evaluation
-from agentkit.evaluation.resampling import Figure
 from agentkit.evaluation.scoring import Prediction
-from agentkit.evaluation.serving import BareEngine, SkillPredictor
+from agentkit.evaluation.serving import BareEngine
 from agentkit.kit import Kit
-from agentkit.skill.folder import Skill, load_skill
+from agentkit.skill.folder import load_skill
 from agentkit.skill.manifest import GenerateAnswer
 from agentkit.training.rows import Row, Split, load_rows
 from agentkit.training.spec import DataSpec, TrainSpec, load_train_spec
@@ -48,7 +46,6 @@ FROZEN = ROOT / "out" / "frozen"
 ADDS = 0.03
 """What an adapter must add to the frozen backbone, and reporting to its neighbours."""
 
-console = Console(stderr=True)
 Measured = tuple[str, Sequence[Row], Sequence[Row]]
 """A name, the rows to measure on, and those that a baseline may learn from."""
 
@@ -89,38 +86,10 @@ def main() -> int:
                 if set_.startswith("tldrlegal"):
                     predictors["first sentence"] = lead
                 began = time.monotonic()
-                found = evaluate(
-                    skill.manifest,
-                    rows,
-                    predictors,
-                    text_of=text_reader(skill.manifest, lambda d: kit.documents.get(d).text),
-                    on_progress=Progress(f"{name}, {set_}", len(rows)),
-                )
-                assert found is not None
+                found = compared(kit, f"{name}, {set_}", skill.manifest, rows, predictors)
                 console.print(f"{name}, {set_}: {time.monotonic() - began:.0f} s")
                 metrics += figures(f"{name}, {set_}", found)
     return finish("skills", metrics, options.json)
-
-
-class Progress:
-    """Stateful: says how many rows are done."""
-
-    def __init__(self, name: str, total: int) -> None:
-        self._name, self._total, self._done = name, total, 0
-
-    def __call__(self, count: int) -> None:
-        self._done += count
-        console.print(f"{self._name}: {self._done}/{self._total}", end="\r")
-
-
-def served(kit: Kit, skill: Skill, engine: BareEngine | None = None) -> SkillPredictor:
-    return SkillPredictor(
-        skill,
-        engine=engine or kit.engine,
-        encoder=kit.encoder,
-        documents=kit.documents,
-        settings=kit.settings,
-    )
 
 
 def some_documents(rows: Sequence[Row], most: int | None) -> list[Row]:
@@ -298,11 +267,6 @@ def figures(where: str, found: Evaluation) -> list[Metric]:
             )
             metrics += bounds(called, figure)
     return metrics
-
-
-def bounds(called: str, figure: Figure) -> list[Metric]:
-    ends = (("low", figure.low), ("high", figure.high))
-    return [Metric(f"{called}, {end}", value) for end, value in ends if value is not None]
 
 
 if __name__ == "__main__":

@@ -14,13 +14,16 @@ from rich.console import Console
 
 from agentkit.errors import AgentkitError
 from agentkit.skill.folder import load_skill
+from agentkit.skill.manifest_files import read_manifest
 from agentkit.training.copies import copy_untrained
+from agentkit.training.rows import Row, load_rows
 from agentkit.training.spec import TrainSpec, load_train_spec
 
 ROOT = Path(__file__).resolve().parent.parent
 SKILL = ROOT / "skills" / "compliance-review"
 AGENTKIT = Path(sys.executable).with_name("agentkit")
-QUALITY = ("accuracy", "macro_f1", "evidence_average_precision")
+QUALITY = ("accuracy", "macro_f1", "evidence_map")
+"""What methods and ways of training are compared by, as served."""
 
 console = Console(stderr=True)
 
@@ -33,6 +36,23 @@ def source(**known: Any) -> dict[str, Any]:
         if all(facts.get(key) == value for key, value in known.items()):
             return one.model_dump(exclude_unset=True)
     raise SystemExit(f"{SKILL.name} is not trained on {known}")
+
+
+def measured_on(documents: int, **known: Any) -> dict[str, Any]:
+    """The source to tune on, of at most so many documents; half of what it has is held out."""
+    return source(**known) | {"limit": documents, "tuning": 0.999, "holdout": 0.5}
+
+
+def held_out(folder: Path, data_dir: Path) -> list[Row]:
+    """Rows that the training of a folder neither learnt from nor tuned on."""
+    manifest, _ = read_manifest(folder)
+    split = load_rows(
+        load_train_spec(folder / "train.yaml"),
+        skill=folder,
+        data_dir=data_dir,
+        document=manifest.retrieval.document,
+    )
+    return list(split.holdout)
 
 
 def trained(name: str, into: Path, changes: Mapping[str, Any], data_dir: Path) -> Path:

@@ -31,10 +31,10 @@ from pathlib import Path
 from random import Random
 
 from common import arguments, finish, need
+from evaluations import served
 from trainings import ROOT, SKILL, console, trained
 from unseen_answers import VERDICTS, Answered, Question, beside, measured, silent
 
-from agentkit.evaluation.serving import SkillPredictor
 from agentkit.kit import Kit
 from agentkit.skill.folder import Skill, load_skill
 from agentkit.training.datasets import load_dataset
@@ -111,13 +111,7 @@ def main() -> int:
 
 def answered(kit: Kit, skill: Skill, asked: Asked) -> list[Answered]:
     """Every question, answered by the skill as a step of a workflow would be."""
-    predict = SkillPredictor(
-        skill,
-        engine=kit.engine,
-        encoder=kit.encoder,
-        documents=kit.documents,
-        settings=kit.settings,
-    )
+    predict = served(kit, skill)
     answers: list[Answered] = []
     began = time.monotonic()
     for text, questions in asked.values():

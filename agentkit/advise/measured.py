@@ -12,6 +12,9 @@ from typing import Any
 from agentkit.errors import InputError
 from agentkit.training.spec import SIZED_BY
 
+_ENDS = ("low", "high")
+"""What a benchmark adds to a figure's name to give the ends of its interval."""
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -47,15 +50,23 @@ def _of_benchmark(record: Mapping[str, Any], file: Path, method: str) -> list[Me
     name, metrics = record.get("benchmark"), record.get("metrics")
     if not isinstance(name, str) or not isinstance(metrics, list):
         return []
+    known = {
+        str(one.get("name", "")): one
+        for one in metrics
+        if isinstance(one, dict) and isinstance(one.get("value"), int | float)
+    }
     found: dict[str, list[str]] = {}
-    for one in metrics:
-        if not (isinstance(one, dict) and isinstance(one.get("value"), int | float)):
-            continue
+    for called, one in known.items():
         # What was measured of one thing stands together: its name, a comma, and the figure's.
-        thing, _, figure = str(one.get("name", "")).rpartition(", ")
+        thing, _, figure = called.rpartition(", ")
+        if figure in _ENDS and thing in known:
+            continue
         words = re.findall(r"[a-z0-9]+", (thing or figure).lower())
         if method in words:
             value = f"{one['value']:,.4g} {one.get('unit', '')}".strip()
+            ends = [known[at]["value"] for end in _ENDS if (at := f"{called}, {end}") in known]
+            if len(ends) == len(_ENDS):
+                value += " [{:.3g}, {:.3g}]".format(*ends)
             line = f"{figure.replace('_', ' ')} {value}" if thing else value
             found.setdefault(thing or figure, []).append(line)
     return [

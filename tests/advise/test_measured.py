@@ -24,6 +24,8 @@ BENCHMARK = {
         {"name": "alora accuracy", "value": 0.7, "unit": "share"},
         {"name": "lora missing", "value": None, "unit": ""},
         {"name": "hybrid all layers, macro_f1", "value": 0.61, "unit": ""},
+        {"name": "hybrid all layers, macro_f1, low", "value": 0.553, "unit": ""},
+        {"name": "hybrid all layers, macro_f1, high", "value": 0.662, "unit": ""},
         {"name": "hybrid all layers, bytes", "value": 7_100_000, "unit": ""},
     ],
 }
@@ -50,7 +52,7 @@ def test_trainings_and_benchmarks_of_the_method_are_found(figures: Path) -> None
     assert [one.what for one in measured([figures], "alora")] == ["methods: alora accuracy"]
     (hybrid,) = measured([figures], "hybrid")
     assert hybrid.what == "methods: hybrid all layers"
-    assert hybrid.value == "macro f1 0.61, bytes 7.1e+06"
+    assert hybrid.value == "macro f1 0.61 [0.553, 0.662], bytes 7.1e+06"
     assert measured([figures / "methods.json"], "prefix") == []
 
 
