@@ -106,10 +106,11 @@ class PackedRows:
         del self._rows[row], self._lengths[row]
 
     def clear(self) -> None:
-        """Forget all rows and their tokens; only the prefix is left, as at first.
+        """Forget all rows and their tokens, computed or not.
 
-        Nothing may wait to be computed.
+        Only the prefix is left, as at first.
         """
+        self.ids, self.segments, self._new = [], [], []
         if self._taken == self._root and not self._rows:
             return
         for layer in self.cache.growing():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from agentkit.engine.backbone import Backbone
 from agentkit.engine.forward import hidden_states, logits
 from agentkit.engine.generation import Writing, writing
 from agentkit.engine.job import Job, as_ours
+from agentkit.engine.pending import Entry, Opening, Wanted
 from agentkit.engine.prefix import PrefixCache, PrefixStates
 from agentkit.engine.reading import CHUNK, WHOLE, Reader, scope
 from agentkit.engine.scheduler import TreeKey
@@ -27,35 +27,6 @@ _BRIEF = 128
 """Tokens up to which a stem is computed together with its first question. By itself it would take
 a forward of its own, over a copy of all that the prefix holds: longer than it saves when the next
 document's questions need it again."""
-
-
-@dataclass(eq=False, slots=True)
-class _Entry:
-    """A job whose prefix is there, and how many of its tokens came from a cache."""
-
-    job: Job
-    tree: Tree
-    cached: int
-
-
-@dataclass(eq=False, slots=True)
-class _Opening:
-    """Jobs that wait for their prefix, and the reading of it."""
-
-    jobs: Sequence[Job]
-    work: Generator[None, None, None]
-
-
-@dataclass(eq=False, slots=True)
-class _Wanted:
-    """Tokens of one tree whose logits are wanted, and who takes them, in order."""
-
-    at: list[int] = field(default_factory=list)
-    takers: list[tuple[int, Callable[[Tensor], None]]] = field(default_factory=list)
-
-    def add(self, at: Sequence[int], taker: Callable[[Tensor], None]) -> None:
-        self.at += at
-        self.takers.append((len(at), taker))
 
 
 class Runner:
@@ -79,8 +50,8 @@ class Runner:
         self._reader = Reader(backbone, slots, prefixes, lowest_layers)
         self._stopping = stopping
         self._trees: dict[TreeKey, Tree] = {}
-        self._openings: list[_Opening] = []
-        self._ready: list[_Entry] = []
+        self._openings: list[Opening] = []
+        self._ready: list[Entry] = []
         self._writing: list[Writing] = []
 
     @property
@@ -116,16 +87,30 @@ class Runner:
         for job in jobs:
             groups[job.key].append(job)
         for group in groups.values():
-            self._openings.append(_Opening(group, self._open(group)))
+            self._openings.append(Opening(group, self._open(group)))
 
     def step(self) -> None:
         """Read one chunk of a prefix, if one is wanted, and write one token of each row."""
         with torch.inference_mode():
-            for opening in list(self._openings):
-                self._advance(opening)
-            self._read_heads()
-            self._write()
-            self._tidy()
+            try:
+                for opening in list(self._openings):
+                    self._advance(opening)
+                self._read_heads()
+                self._write()
+                self._tidy()
+            except BaseException as error:  # noqa: BLE001 -- nothing may wait for what will not come
+                self._give_up(error)
+
+    def _give_up(self, error: BaseException) -> None:
+        """Fail all that is being computed, and begin anew with what comes next."""
+        jobs = [job for opening in self._openings for job in opening.jobs]
+        jobs += [row.job for row in self._writing] + [entry.job for entry in self._ready]
+        for opening in self._openings:
+            opening.work.close()
+        self._trees, self._openings, self._ready, self._writing = {}, [], [], []
+        for job in jobs:
+            if not job.future.done():
+                job.fail(as_ours(error))
 
     def _tidy(self) -> None:
         """Compact the trees that are in use; of the others keep the last one whose prefix is kept.
@@ -144,7 +129,7 @@ class Runner:
 
     # ------------------------------------------------------------ prefixes
 
-    def _advance(self, opening: _Opening) -> None:
+    def _advance(self, opening: Opening) -> None:
         try:
             if self._stopping():
                 raise EngineError("the engine was closed while it was answering")
@@ -184,7 +169,9 @@ class Runner:
             for index, job in enumerate(rows):
                 cached = len(job.key.prefix) if known or index else 0
                 cached += yield from self._stem(job, tree)
-                self._ready.append(_Entry(job, tree, cached))
+                if tree.failed is not None:  # while the stem was read
+                    raise tree.failed
+                self._ready.append(Entry(job, tree, cached))
                 left -= 1
         finally:
             tree.rows -= left
@@ -228,14 +215,14 @@ class Runner:
         tree.adopt(stem, states)
         return job.stem if known else 0
 
-    def _fork(self, entry: _Entry) -> int:
+    def _fork(self, entry: Entry) -> int:
         job = entry.job
         return entry.tree.fork(_stem_of(job), None if scope(job.skill) is None else job.slot)
 
     # ------------------------------------------------------------ task heads
 
     def _read_heads(self) -> None:
-        groups: dict[TreeKey, list[_Entry]] = defaultdict(list)
+        groups: dict[TreeKey, list[Entry]] = defaultdict(list)
         for entry in self._ready:
             if entry.job.kind == "read":
                 groups[entry.job.key].append(entry)
@@ -247,7 +234,7 @@ class Runner:
             except BaseException as error:  # noqa: BLE001 -- it is raised where the futures are waited for
                 self._fail(tree, error, [entry.job for entry in entries])
 
-    def _read_tree(self, tree: Tree, entries: Sequence[_Entry]) -> None:
+    def _read_tree(self, tree: Tree, entries: Sequence[Entry]) -> None:
         document = _hidden(tree.root, self._backbone)
         ends = []
         rows = []
@@ -277,7 +264,7 @@ class Runner:
                 tree.packed.end(row)
                 tree.rows -= 1
 
-    def _begin_chosen(self, entry: _Entry, row: int, reading: Reading | None) -> None:
+    def _begin_chosen(self, entry: Entry, row: int, reading: Reading | None) -> None:
         """Have a job written in the row that it was read in, now that its head has chosen."""
         job = entry.job
         try:
@@ -293,7 +280,7 @@ class Runner:
         if not job.future.done():
             self._writing.append(one)
 
-    def _last_state(self, entry: _Entry) -> Tensor:
+    def _last_state(self, entry: Entry) -> Tensor:
         job = entry.job
         if not job.stem:
             return _hidden(entry.tree.root, self._backbone)[-1:]
@@ -310,7 +297,7 @@ class Runner:
     # ------------------------------------------------------------ writing and scoring
 
     def _write(self) -> None:
-        wanted: dict[TreeKey, _Wanted] = defaultdict(_Wanted)
+        wanted: dict[Tree, Wanted] = defaultdict(Wanted)
         going: list[Writing] = []
         # Rows of one skill side by side are adapted by one product.
         for one in sorted(self._writing, key=lambda one: one.job.slot or 0):
@@ -323,7 +310,7 @@ class Runner:
                     one.tree.packed.append(row, (one.job.slot, tokens))
                     for row, tokens in one.waiting
                 ]
-                wanted[one.job.key].add(at, one.take)
+                wanted[one.tree].add(at, one.take, one.job)
         for entry in self._ready:
             if self._interrupted(entry.job):
                 entry.tree.rows -= 1
@@ -331,7 +318,7 @@ class Runner:
             number = self._fork(entry)
             if entry.job.kind == "score":
                 scoring = Scoring(entry.job, entry.tree.packed, number, entry.cached)
-                wanted[entry.job.key].add(scoring.at, scoring.take)
+                wanted[entry.tree].add(scoring.at, scoring.take, entry.job)
                 entry.tree.rows -= 1
             else:
                 one = writing(entry.job, entry.tree, number, self._backbone, entry.cached)
@@ -340,8 +327,13 @@ class Runner:
                 if entry.job.future.done():  # its schema leaves no choice at all
                     continue
                 last = entry.tree.packed.append(number, *entry.job.branch, begun)
-                wanted[entry.job.key].add([last], one.take)
+                wanted[entry.tree].add([last], one.take, entry.job)
         self._ready, self._writing = [], going
+        reading = {opening.jobs[0].key for opening in self._openings}
+        for tree in self._trees.values():
+            # A stem that only an answer without a choice needed, in a tree that takes in another.
+            if tree.packed.ids and tree not in wanted and tree.key in reading:
+                wanted[tree].at.append(len(tree.packed.ids) - 1)
         if wanted:
             self._compute(wanted)
         for one in self._writing:
@@ -350,24 +342,20 @@ class Runner:
                 one.tree.rows -= 1
         self._writing = [one for one in self._writing if not one.job.future.done()]
 
-    def _compute(self, wanted: dict[TreeKey, _Wanted]) -> None:
-        trees = [self._trees[key] for key in wanted]
+    def _compute(self, wanted: dict[Tree, Wanted]) -> None:
         try:
             found = logits(
                 self._backbone,
                 self._slots,
-                [tree.packed for tree in trees],
+                [tree.packed for tree in wanted],
                 [one.at for one in wanted.values()],
             )
         except BaseException as error:  # noqa: BLE001 -- it is raised where the futures are waited for
-            for tree in trees:
-                self._fail(tree, error, [])
+            for tree, one in wanted.items():
+                self._fail(tree, error, one.jobs)
             return
-        for asked, rows in zip(wanted.values(), found, strict=True):
-            at = 0
-            for count, take in asked.takers:
-                take(rows[at : at + count])
-                at += count
+        for one, rows in zip(wanted.values(), found, strict=True):
+            one.give(rows)
 
     def _interrupted(self, job: Job) -> bool:
         if self._stopping():
@@ -376,11 +364,15 @@ class Runner:
 
     def _fail(self, tree: Tree, error: BaseException, jobs: Sequence[Job]) -> None:
         """Fail what depends on a tree whose computation broke off, and give the tree up."""
+        tree.failed = as_ours(error)
         rows = [row.job for row in self._writing if row.tree is tree]
-        for job in (*jobs, *rows):
+        ready = [entry.job for entry in self._ready if entry.tree is tree]
+        self._ready = [entry for entry in self._ready if entry.tree is not tree]
+        for job in (*jobs, *rows, *ready):
             if not job.future.done():
-                job.fail(as_ours(error))
-        self._trees.pop(tree.key, None)
+                job.fail(tree.failed)
+        if self._trees.get(tree.key) is tree:
+            del self._trees[tree.key]
 
 
 def _stem_of(job: Job) -> Stem:
