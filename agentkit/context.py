@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from agentkit.engine.engine import Engine
+from agentkit.errors import InputError
 from agentkit.prompt import number_spans, render, renumber, span_lengths, windows
 from agentkit.retrieval.chunking import chunk_id
 from agentkit.retrieval.retriever import Retriever
 from agentkit.retrieval.selection import said
 from agentkit.settings import Settings
-from agentkit.skill.manifest import Manifest, MarksAnswer, RetrievalDefaults
+from agentkit.skill.manifest import GenerateAnswer, Manifest, MarksAnswer, RetrievalDefaults
 from agentkit.types import Citation, ContextSpec, Document, Json, PromptSpan
 
 EXCERPT_CHARS = 400
@@ -40,7 +41,10 @@ class ContextBuilder:
         document: Document | None,
         spec: ContextSpec | None,
     ) -> tuple[list[tuple[PromptSpan, ...]], tuple[Citation, ...]]:
-        """The numbered spans of each prompt, and the citations that say where they come from."""
+        """The numbered spans of each prompt, and the citations that say where they come from.
+
+        Raises `InputError` where a text would have to be written from several windows.
+        """
         defaults = manifest.retrieval
         spec = _completed(spec or ContextSpec(), defaults)
         mode = defaults.mode if spec.mode == "auto" else spec.mode
@@ -51,11 +55,11 @@ class ContextBuilder:
         budget = spec.budget or defaults.budget or self._settings.excerpt_budget
         if document is None or mode == "none":
             standing = self._standing(spec, query, top_k, budget)
-            return [renumber(_spans_of(standing))], standing
+            return [renumber(_standing_spans(standing))], standing
         if spec.spans is not None:
             standing = self._standing(spec, query, top_k, budget)
             chosen, citations = self._given(document, spec.spans)
-            return [renumber([*chosen, *_spans_of(standing)])], (*citations, *standing)
+            return [renumber([*chosen, *_standing_spans(standing)])], (*citations, *standing)
         spans = number_spans(document)
         lengths = span_lengths(self._engine.tokenizer, spans)
         window = defaults.window or self._settings.document_window
@@ -72,9 +76,15 @@ class ContextBuilder:
                     document, query, stretches, most=defaults.windows, filters=spec.filters
                 )
                 pieces = [pieces[number] for number in best]
+            if len(pieces) > 1 and isinstance(manifest.answer, GenerateAnswer):
+                raise InputError(
+                    f"the document takes {len(pieces)} windows, and a text is written from one",
+                    where=f"skill {manifest.name}",
+                    hint="retrieval.mode excerpts or whole, or windows: 1, the one that fits best",
+                )
             read = _read(document, pieces)
             standing = self._standing(spec, query, top_k, budget)
-            extra = _spans_of(standing)
+            extra = _standing_spans(standing)
             return [renumber([*piece, *extra]) for piece in pieces], (*read, *standing)
         if mode == "whole":
             standing = self._standing(spec, query, top_k, budget)
@@ -88,7 +98,7 @@ class ContextBuilder:
             chosen, citations = self.excerpts(
                 document, query, top_k=top_k, budget=left, filters=spec.filters
             )
-        return [renumber([*chosen, *_spans_of(standing)])], (*citations, *standing)
+        return [renumber([*chosen, *_standing_spans(standing)])], (*citations, *standing)
 
     def of_base(
         self, document: Document, query: str, spec: ContextSpec | None
@@ -177,6 +187,10 @@ def _spans_of(citations: Sequence[Citation]) -> list[PromptSpan]:
         PromptSpan(number, c.document, c.start, c.end, c.text)
         for number, c in enumerate(citations, start=1)
     ]
+
+
+def _standing_spans(citations: Sequence[Citation]) -> list[PromptSpan]:
+    return [replace(span, standing=True) for span in _spans_of(citations)]
 
 
 def _read(document: Document, pieces: Sequence[Sequence[PromptSpan]]) -> tuple[Citation, ...]:

@@ -26,7 +26,7 @@ from agentkit.skill.manifest import (
     MarksAnswer,
     SpanLabel,
 )
-from agentkit.skill.quoting import fill_quotes, filled_schema, written_schema
+from agentkit.skill.quoting import fill_quotes, filled_schema, quotable, written_schema
 from agentkit.skill.schema import with_choice
 from agentkit.types import Completion, EncodedPrompt, Json, Prompt, Reading
 
@@ -84,13 +84,13 @@ def gives(manifest: Manifest, fields: Sequence[str] | None) -> bool:
 def generation_schema(manifest: Manifest, prompt: Prompt) -> dict[str, Json] | None:
     """The schema that generation is constrained to; None for free text.
 
-    Where the output holds a quote the model writes the number of one of the prompt's spans; a
+    Where the output holds a quote the model writes the number of a span that may be quoted; a
     grounded string has the numbers and names of the prompt's question and spans.
     """
-    if _free(manifest):
+    if writes_plainly(manifest):
         return None
     narrowed: dict[str, Json] = grounded_schema(
-        written_schema(manifest.output, len(prompt.spans)), shown_text(prompt)
+        written_schema(manifest.output, len(quotable(prompt.spans))), shown_text(prompt)
     )
     if isinstance(manifest.answer, GenerateAnswer) and prompt.chosen is not None:
         narrowed = with_choice(narrowed, manifest.answer.choice_field or "", prompt.chosen)
@@ -140,7 +140,7 @@ def to_output(manifest: Manifest, answers: Sequence[Answered], *, all_scores: bo
 def _written_output(manifest: Manifest, answered: Answered) -> Json:
     encoded, completion = answered
     text = completion.text or ""
-    if _free(manifest):
+    if writes_plainly(manifest):
         return text.strip()
     try:
         value = json.loads(text)
@@ -157,8 +157,8 @@ def _written_output(manifest: Manifest, answered: Answered) -> Json:
     return output
 
 
-def _free(manifest: Manifest) -> bool:
-    """Whether a skill writes plain text, not JSON."""
+def writes_plainly(manifest: Manifest) -> bool:
+    """Whether a generating skill writes plain text, not JSON."""
     limits = {"enum", "const", "pattern", "maxLength", "minLength", GROUNDED}
     return manifest.output.get("type") == "string" and limits.isdisjoint(manifest.output)
 
@@ -212,12 +212,12 @@ def _evidence(
     answer: ChoiceAnswer, encoded: EncodedPrompt, scores: Any, all_scores: bool
 ) -> list[Json]:
     """The best spans above the threshold, in document order; at least the best one."""
-    order = [int(at) for at in np.argsort(-scores, kind="stable")]
+    spans = quotable(encoded.prompt.spans)
+    order = [int(at) for at in np.argsort(-scores[: len(spans)], kind="stable")]
     least = 0.0 if all_scores else answer.evidence_threshold
     kept = [at for at in order if scores[at] >= least] or order[:1]
     if not all_scores:
         kept = kept[: answer.evidence_limit]
-    spans = encoded.prompt.spans
     return [
         {
             "quote": spans[at].text,

@@ -186,10 +186,7 @@ def windows(
 
 def renumber(spans: Sequence[PromptSpan]) -> tuple[PromptSpan, ...]:
     """The same spans, numbered from 1 in the order given."""
-    return tuple(
-        PromptSpan(number, span.document, span.start, span.end, span.text)
-        for number, span in enumerate(spans, start=1)
-    )
+    return tuple(replace(span, number=number) for number, span in enumerate(spans, start=1))
 
 
 def _tokens(tokenizer: Tokenizer, segment: Segment) -> list[int]:

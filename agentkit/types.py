@@ -125,13 +125,15 @@ SegmentKind: TypeAlias = Literal["header", "document", "instructions", "question
 
 @dataclass(frozen=True, slots=True)
 class PromptSpan:
-    """A numbered span of the prompt's document segment, and its place in the document."""
+    """A numbered span of the prompt's document segment, and its place in its document."""
 
     number: int
     document: str
     start: int
     end: int
     text: str
+    standing: bool = False
+    """Whether it is of a standing index, and not of the document that is read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from agentkit.retrieval.loaders import document_from_text
 from agentkit.retrieval.retriever import Retriever
 from agentkit.retrieval.store import FileDocumentStore
 from agentkit.settings import Settings
-from agentkit.skill.manifest import GenerateAnswer, MarksAnswer, RetrievalDefaults
+from agentkit.skill.manifest import ChoiceAnswer, GenerateAnswer, MarksAnswer, RetrievalDefaults
 from agentkit.testing import FakeEncoder
 from agentkit.types import ContextSpec
 from agentkit.workflow.spec import parse_spec, to_yaml
@@ -100,16 +100,20 @@ def test_of_the_windows_those_with_the_best_hits_are_shown(retriever, tiny_token
         )
         return builder.of_skill(manifest, {}, document, None)
 
-    every, _ = shown(GenerateAnswer())
-    (one,), (citation,) = shown(GenerateAnswer(), windows=1)
-    two, citations = shown(GenerateAnswer(), windows=2)
+    choice = ChoiceAnswer(kind="choice", choices=["yes", "no"])
+    every, _ = shown(choice)
+    (one,), (citation,) = shown(choice, windows=1)
+    two, citations = shown(choice, windows=2)
     assert len(every) > 3
     assert one in every
     assert hidden[19] in citation.text
     assert one in two
     assert two[1] == one
     assert hidden[4] in citations[0].text
-    assert shown(GenerateAnswer(), windows=99)[0] == every
+    assert shown(choice, windows=99)[0] == every
+    assert shown(GenerateAnswer(), windows=1)[0] == [one]
+    with pytest.raises(InputError, match="takes 2 windows, and a text is written from one"):
+        shown(GenerateAnswer(), windows=2)
     labels = MarksAnswer(
         kind="marks",
         labels=[{"name": "duty"}],

@@ -263,6 +263,36 @@ def test_at_least_the_best_span_is_given() -> None:
     assert [e["score"] for e in evidence] == [0.3]
 
 
+def with_policy(encoded: EncodedPrompt) -> EncodedPrompt:
+    """The same with a chunk of a standing index after the document's spans."""
+    spans = encoded.prompt.spans
+    policy = PromptSpan(len(spans) + 1, "p" * 64, 0, 9, "Be quick.", standing=True)
+    shown = build_prompt(FRAME, instructions="", question="Why?", spans=(*spans, policy))
+    return encode_prompt(TOKENIZER, shown)
+
+
+def test_what_a_standing_index_adds_is_no_evidence_of_the_document() -> None:
+    encoded = with_policy(encode())
+    completion = read(choices=[0.8, 0.1, 0.1], evidence=[0.1, 0.2, 0.1, 0.1, 0.9])
+    for every, count in ((False, 1), (True, 4)):
+        output = to_output(chooser(), [(encoded, completion)], all_scores=every)
+        assert len(output["evidence"]) == count
+        assert all(TEXT[e["start"] : e["end"]] == e["quote"] for e in output["evidence"])
+
+
+def test_a_quote_is_of_the_document_and_of_a_standing_index_where_there_is_none() -> None:
+    encoded = with_policy(encode())
+    schema = generation_schema(QUOTING, encoded.prompt)
+    assert schema is not None
+    assert schema["properties"]["why"]["maximum"] == 4
+    alone = with_policy(encode(last=0))
+    schema = generation_schema(QUOTING, alone.prompt)
+    assert schema is not None
+    assert schema["properties"]["why"]["maximum"] == 1
+    quote = to_output(QUOTING, [(alone, written({"why": 1}))])["why"]
+    assert quote == {"quote": "Be quick.", "start": 0, "end": 9, "document": "p" * 64}
+
+
 def test_a_choice_that_nothing_speaks_of_has_no_evidence() -> None:
     reading = read(choices=[0.1, 0.1, 0.8], evidence=[0.9, 0.9, 0.9, 0.9])
     assert to_output(chooser(), [(encode(), reading)])["evidence"] == []

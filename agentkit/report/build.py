@@ -109,11 +109,15 @@ def quotes(report: Report) -> Iterator[tuple[str, str, int, int]]:
 
 
 def quotes_in(value: Json, path: str = "") -> Iterator[tuple[str, str, int, int]]:
-    """`(path, quote, start, end)` of each object in a JSON value that has a quote's fields."""
+    """`(path, quote, start, end)` of each object in a JSON value that has a quote's fields.
+
+    One that names its `document` is quoted from a standing index.
+    """
     if isinstance(value, Mapping):
         start, end = value.get("start"), value.get("end")
         text = value.get("quote", value.get("value"))
-        if isinstance(text, str) and type(start) is int and type(end) is int:
+        of_the_document = not isinstance(value.get("document"), str)
+        if isinstance(text, str) and type(start) is int and type(end) is int and of_the_document:
             yield path, text, start, end
         for key, item in value.items():
             yield from quotes_in(item, f"{path}.{key}")

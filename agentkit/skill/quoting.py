@@ -28,6 +28,13 @@ _FILLED = {
 _Swap: TypeAlias = Callable[[Json], Json]
 
 
+def quotable(spans: Sequence[PromptSpan]) -> Sequence[PromptSpan]:
+    """The spans that an answer may quote: the document's, which come first, or if there are none
+    all. What a standing index adds informs an answer about a document, and is not its words."""
+    own = [span for span in spans if not span.standing]
+    return own or spans
+
+
 def written_schema(schema: Json, spans: int) -> Any:
     """The schema of what the model writes: a number of `1..spans` for each quote."""
     return _replaced(schema, _number(spans))
@@ -41,6 +48,7 @@ def filled_schema(schema: Json) -> Any:
 def fill_quotes(schema: Json, value: Json, spans: Sequence[PromptSpan]) -> Json:
     """What the model wrote with its span numbers replaced by `{"quote", "start", "end"}`.
 
+    One of a standing index has its `document`, too, whose words they are.
     Raises `OutputError` for a number that is no span's.
     """
 
@@ -50,7 +58,8 @@ def fill_quotes(schema: Json, value: Json, spans: Sequence[PromptSpan]) -> Json:
         if not 1 <= number <= len(spans):
             raise OutputError(f"span {number} is quoted, but the document shows {len(spans)}")
         span = spans[number - 1]
-        return {"quote": span.text, "start": span.start, "end": span.end}
+        filled: Json = {"quote": span.text, "start": span.start, "end": span.end}
+        return {**filled, "document": span.document} if span.standing else filled
 
     whole = _expanded(schema, schema)
     return _swapped(whole, _replaced(whole, _number(len(spans))), value, words)

@@ -7,6 +7,7 @@ import pytest
 
 from agentkit.errors import OutputError
 from agentkit.report import build_report, to_json, verify
+from agentkit.report.build import quotes_in
 
 from .conftest import TEXT, document_of
 
@@ -82,6 +83,15 @@ def test_quotes_within_the_output_of_a_task_are_held_against_the_document(docume
     assert build_report(good, document, run).as_json()["tasks"][0]["output"] == output
     with pytest.raises(OutputError, match=r"tasks\[0\]\.output\.found\[1\]\.deep"):
         build_report(bad, document, run)
+
+
+def test_a_quote_of_a_standing_index_is_not_looked_for_in_the_document(document, run):
+    route = {"skill": None, "score": 0.1, "abstained": True}
+    quote = {"quote": "Be quick.", "start": 0, "end": 9, "document": "p" * 64}
+    found = {"tasks": [{"task": "Find it.", "route": route, "output": {"why": quote}}]}
+    report = build_report(found, document, run)
+    assert report.as_json()["tasks"][0]["output"] == {"why": quote}
+    assert list(quotes_in({"why": quote})) == []
 
 
 @pytest.mark.parametrize(
