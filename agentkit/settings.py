@@ -32,13 +32,13 @@ class Settings(BaseSettings):
     weights; on another one float32; on a GPU bfloat16, or float16 where it lacks that. `float32`
     is the exact one."""
     device: str = "cpu"
-    threads: int | None = None
+    threads: int | None = Field(default=None, ge=1)
     """Threads of torch; None leaves torch's own choice."""
     document_window: int = 6144
     """A document of at most so many tokens is given whole; a longer one as excerpts."""
     excerpt_budget: int = 1024
     """Tokens of retrieved excerpts given when the whole document does not fit."""
-    max_batch: int = 32
+    max_batch: int = Field(default=32, ge=1)
     """Requests that the engine computes together."""
     max_waiting: int = Field(default=4096, ge=1)
     """Requests that may wait for the engine; whoever asks for more waits for room."""

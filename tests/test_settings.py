@@ -48,7 +48,15 @@ def test_everything_that_is_kept_lies_under_home(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"colour": "red"}, {"dtype": "int3"}, {"max_batch": "many"}, {"home": 3}]
+    "values",
+    [
+        {"colour": "red"},
+        {"dtype": "int3"},
+        {"max_batch": "many"},
+        {"max_batch": 0},
+        {"threads": 0},
+        {"home": 3},
+    ],
 )
 def test_what_is_unknown_or_misshapen_fails(values: dict) -> None:
     with pytest.raises(ValidationError):

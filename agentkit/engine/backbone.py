@@ -20,7 +20,7 @@ from agentkit.adapters.layers import ModuleSpec, adaptable_modules
 from agentkit.engine.attention import NAME, register
 from agentkit.engine.depth import decoder_layers, kept_inputs, only_layers
 from agentkit.engine.precision import DtypeName, PhasedWeights, computing_type, has_phases
-from agentkit.errors import ModelError
+from agentkit.errors import InputError, ModelError
 from agentkit.modelfolder import check_folder, fingerprint
 
 Mask: TypeAlias = Tensor | dict[str, Tensor] | None
@@ -227,6 +227,20 @@ class Backbone:
         return mask.masked_fill_(~visible, torch.finfo(self.dtype).min)[None, None]
 
 
+def _check_device(name: str) -> None:
+    """Raises `InputError` for a device that torch cannot compute on here."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        told = str(error).splitlines()[0]
+        raise InputError(
+            f"cannot compute on {name!r} here: {told}", where="device", hint="device=cpu"
+        ) from error
+    if device.type == "meta":
+        raise InputError("nothing is computed on 'meta'", where="device", hint="device=cpu")
+
+
 def load_backbone(
     folder: Path,
     *,
@@ -240,9 +254,10 @@ def load_backbone(
     `threads` sets torch's, for the whole process. `dtype="auto"` is what measures fastest in each
     phase (see `precision`); "float32" is exact. Raises `ModelError` where the folder asks for
     remote code, lacks weights, holds an architecture that is not a decoder with attention layers,
-    or has no fast tokenizer.
+    or has no fast tokenizer; `InputError` for a device that is not here.
     """
     check_folder(folder, "backbone")
+    _check_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     where = str(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -110,10 +111,17 @@ class _Checker:
         elif key in _BOUNDS:
             if not isinstance(value, int | float) or isinstance(value, bool):
                 raise self._failure(path, f"{key} must be a number")
+            if key == "multipleOf" and value <= 0:
+                raise self._failure(path, f"{key} must be above 0")
         elif key in _STRINGS:
             if not isinstance(value, str):
                 raise self._failure(path, f"{key} must be a string")
+            if key == "pattern":
+                self._check_pattern(value, path)
         else:
+            if key == "patternProperties" and isinstance(value, Mapping):
+                for name in value:
+                    self._check_pattern(name, (*path, name))
             for step, part in self._parts(key, value, path):
                 self._check(part, step, depth + 1)
 
@@ -136,6 +144,16 @@ class _Checker:
             if not isinstance(name, str) or name not in TYPES:
                 hint = did_you_mean(str(name), TYPES)
                 raise self._failure(path, f"unknown type {name!r}", hint)
+
+    def _check_pattern(self, value: str, path: KeyPath) -> None:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise self._failure(
+                path,
+                f"{value!r} is no regular expression: {error}",
+                r"they are Python's: \d and \w are known, \p{...} is not",
+            ) from error
 
     def _check_ref(self, value: Any, path: KeyPath) -> None:
         if not isinstance(value, str) or not value.startswith(_DEFS):

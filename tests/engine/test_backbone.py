@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from agentkit.engine.backbone import Backbone, load_backbone
-from agentkit.errors import ModelError
+from agentkit.errors import InputError, ModelError
 from agentkit.prompt import build_prompt, encode_prompt, frame_of
 from agentkit.testing import TinyBackbone
 
@@ -31,6 +31,13 @@ def test_the_fingerprint_is_of_the_source_whatever_the_computing_type(tiny: Tiny
     half = load_backbone(tiny.path, dtype="bfloat16")
     assert half.fingerprint == tiny.fingerprint
     assert half.model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99", "cpu:x"])
+def test_a_device_that_is_not_here_is_refused(tiny: TinyBackbone, device: str) -> None:
+    with pytest.raises(InputError, match=f"{device}' here|computed on '{device}") as error:
+        load_backbone(tiny.path, device=device, dtype="auto")
+    assert error.value.exit_code == 2
 
 
 def test_ids_beyond_the_tokenizer_are_never_likely(backbone: Backbone) -> None:
