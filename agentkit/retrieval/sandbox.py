@@ -38,9 +38,11 @@ def read_in_child(path: Path, *, settings: Settings) -> Document:
     """
     seconds = settings.document_seconds
     root = Path(agentkit.__file__).resolve().parents[1]
+    # A name in another encoding cannot be written where the document's name stands.
+    name = os.fsencode(path.name).decode("utf-8", "replace")
     command = [
         *(sys.executable, "-P", "-c", _BOOTSTRAP, str(root)),
-        *(str(path), path.name, str(settings.document_max_bytes)),
+        *(str(path), name, str(settings.document_max_bytes)),
         *(str(settings.document_memory_bytes), str(seconds)),
     ]
     process = subprocess.Popen(

@@ -9,7 +9,8 @@ still too long at its weakest marks.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from agentkit.types import Span
 
@@ -114,19 +115,23 @@ def _is_abbreviation(before: str, first: bool) -> bool:
 
 
 def _shorten(text: str, start: int, end: int, limit: int) -> Iterator[tuple[int, int]]:
-    if end - start <= limit:
-        yield start, end
-        return
+    left = [(start, end)]
+    while left:
+        start, end = left.pop()
+        if end - start <= limit:
+            yield start, end
+            continue
+        cuts = [start, *_places_to_cut(text, start, end, limit), end]
+        pieces = [_trim(text, *piece) for piece in pairwise(cuts)]
+        left += [piece for piece in reversed(pieces) if piece[0] < piece[1]]
+
+
+def _places_to_cut(text: str, start: int, end: int, limit: int) -> Sequence[int]:
+    """The mark that is nearest the middle; where there is none, every so many characters."""
     for mark in (_INLINE_ITEM, _CLAUSE_END, _SPACE):
         cuts = [m.end() for m in mark.finditer(text, start, end)]
         middle = (start + end) // 2
         usable = [c for c in cuts if start + limit // 8 < c < end - limit // 8]
         if usable:
-            at = min(usable, key=lambda c: abs(c - middle))
-            break
-    else:
-        at = start + limit
-    for left, right in ((start, at), (at, end)):
-        piece = _trim(text, left, right)
-        if piece[0] < piece[1]:
-            yield from _shorten(text, *piece, limit)
+            return [min(usable, key=lambda c: abs(c - middle))]
+    return range(start + limit, end, limit)

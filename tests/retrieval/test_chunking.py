@@ -59,6 +59,14 @@ def test_every_span_is_a_chunk_of_its_own(text):
     assert all(chunk.text == text[chunk.start : chunk.end] for chunk in chunks)
 
 
+def test_a_run_without_a_space_is_cut_however_long_it_is():
+    text = "Before it. " + "AbC/" * 200_000 + " After it."
+    document = document_from_text(text)
+    assert max(span.end - span.start for span in document.spans) <= 600
+    said = "".join(text[span.start : span.end] for span in document.spans)
+    assert said.replace(" ", "") == text.replace(" ", "")
+
+
 def test_a_chunk_knows_its_heading_and_stays_under_it(agreement):
     document = document_from_text(agreement)
     chunks = chunk_document(document, max_chars=10_000)

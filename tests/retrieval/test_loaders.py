@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import subprocess
 import sys
 import zipfile
@@ -17,6 +18,7 @@ from reportlab.platypus import PageBreak, Paragraph, SimpleDocTemplate
 from agentkit.errors import DocumentError
 from agentkit.retrieval.loaders import document_from_text, load_document
 from agentkit.retrieval.reader import read_document
+from agentkit.retrieval.store import FileDocumentStore
 from agentkit.settings import Settings
 
 SENTENCE = (
@@ -366,6 +368,15 @@ def test_a_text_that_is_not_english_is_read_with_a_warning(tmp_path):
 def test_lone_surrogates_are_refused():
     with pytest.raises(DocumentError, match="unpaired surrogate at character 4"):
         document_from_text("text\ud800")
+
+
+def test_a_name_in_another_encoding_is_written_as_well_as_it_can_be(tmp_path, settings):
+    path = tmp_path / os.fsdecode(b"r\xe9sum\xe9.txt")
+    path.write_text("The term is two years.\n", encoding="utf-8")
+    document = load_document(path, settings=settings)
+    assert document.source == "r\ufffdsum\ufffd.txt"
+    store = FileDocumentStore(tmp_path / "store")
+    assert store.get(store.put(document)) == document
 
 
 def test_a_truncated_docx_is_refused(tmp_path, settings):
