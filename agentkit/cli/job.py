@@ -21,6 +21,7 @@ from agentkit.kit import Kit
 from agentkit.modelfolder import write_json
 from agentkit.report import Report, build_report, write_report
 from agentkit.report.record import run_of
+from agentkit.training.jsonl import numbered_jsonl
 from agentkit.types import Json
 from agentkit.workflow.compile import CompiledWorkflow
 from agentkit.workflow.graph import to_mermaid, to_svg
@@ -181,17 +182,11 @@ def read_rows(path: Path) -> list[tuple[str, Mapping[str, Json]]]:
     rows: list[tuple[str, Mapping[str, Json]]] = []
     seen: set[str] = set()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        records = list(numbered_jsonl(path))
+    except (OSError, EOFError, UnicodeDecodeError) as error:
         raise InputError("cannot read it", where=str(path)) from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, row in records:
         where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"not valid JSON: {error.msg}", where=where) from error
         if not isinstance(row, dict) or not isinstance(row.get("inputs"), dict):
             raise InputError('a row is {"id": ..., "inputs": {...}}', where=where)
         name = str(row.get("id", ""))

@@ -16,6 +16,7 @@ from agentkit.evaluation.resampling import RESAMPLES, intervals
 from agentkit.evaluation.scoring import Prediction, Scorer, TextOf, scorable
 from agentkit.evaluation.text_scorer import TextScorer
 from agentkit.skill.manifest import ChoiceAnswer, Manifest, MarksAnswer
+from agentkit.training.checks import problem_of_gold
 from agentkit.training.rows import Row
 from agentkit.types import Json
 
@@ -47,8 +48,10 @@ def evaluate(
     Rows over one document are answered together, wherever they stand. `on_prediction` is given
     every row's number and the first predictor's answer, out of order; `on_progress` the number of
     rows that were done. The other predictors see only rows that can be measured. None when no row
-    can be. Raises `InputError` naming the row whose `expected` does not fit the skill.
+    can be. Raises `InputError` naming the row whose `expected` does not fit the skill, before any
+    row is answered.
     """
+    check_gold(manifest, rows)
     running = {
         name: _Running(one, scorer_for(manifest, text_of)) for name, one in predictors.items()
     }
@@ -85,6 +88,24 @@ def evaluate(
         for name, one in running.items()
     }
     return Evaluation(len(groups), len(set(groups)), subjects)
+
+
+def check_gold(manifest: Manifest, rows: Sequence[Row]) -> None:
+    """Raises `InputError` for the first row that says what the skill cannot answer."""
+    field = manifest.retrieval.document
+    for number, row in enumerate(rows, start=1):
+        if not scorable(manifest, row.expected):
+            continue
+        problem = problem_of_gold(manifest, row)
+        if isinstance(manifest.answer, MarksAnswer) and field:
+            given = row.input.get(field) if isinstance(row.input, Mapping) else None
+            problem = "the row has no document" if given is None else problem
+        if problem:
+            raise InputError(
+                problem,
+                where=row.place or f"row {number}",
+                hint="skill.yaml says what the skill gives",
+            )
 
 
 def scorer_for(manifest: Manifest, text_of: TextOf) -> Scorer:

@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from agentkit.errors import InputError, SkillError
 from agentkit.output import problem_with
+from agentkit.skill.figures import written_fields
 from agentkit.skill.manifest import ChoiceAnswer, GenerateAnswer, Manifest, MarksAnswer
 from agentkit.training.backbone import check_four_bits
 from agentkit.training.layer_selection import given_layers
@@ -139,6 +140,32 @@ def check_inputs(manifest: Manifest, rows: Iterable[Row]) -> None:
             )
 
 
+def problem_of_gold(manifest: Manifest, row: Row) -> str | None:
+    """What is wrong with what a row says is right, of the parts that it says.
+
+    Its input is not looked at further than what is said of it: a row that the skill cannot be
+    asked by fails when it is asked.
+    """
+    answer = manifest.answer
+    if isinstance(answer, GenerateAnswer):
+        labels, _ = written_fields(manifest.output)
+        for name, values in labels.items():
+            whole = row.expected if isinstance(row.expected, Mapping) else {"": row.expected}
+            said = whole.get(name)
+            if said is not None and said not in values:
+                known = ", ".join(map(str, values))
+                return f"{name or 'what is expected'} is {said!r}, not one of {known}"
+        return None
+    if isinstance(answer, ChoiceAnswer) and row.expected.get(answer.field) not in answer.choices:
+        return _no_choice(row, answer)
+    return next(_misplaced(manifest, row, answer), None)
+
+
+def _no_choice(row: Row, answer: ChoiceAnswer) -> str:
+    said = row.expected.get(answer.field)
+    return f"{answer.field} is {said!r}, not one of {', '.join(answer.choices)}"
+
+
 def _problem_of(manifest: Manifest, row: Row) -> str | None:
     if problem := problem_with(manifest.input, row.input):
         return f"the input does not fit: {problem}"
@@ -156,8 +183,7 @@ def _problem_of(manifest: Manifest, row: Row) -> str | None:
     if unknown := [name for name in row.expected if name not in named]:
         return f"what is expected has {unknown[0]!r}, which the output has not"
     if isinstance(answer, ChoiceAnswer) and row.expected.get(answer.field) not in answer.choices:
-        said = row.expected.get(answer.field)
-        return f"{answer.field} is {said!r}, not one of {', '.join(answer.choices)}"
+        return _no_choice(row, answer)
     return next(_misplaced(manifest, row, answer), None)
 
 
@@ -184,7 +210,8 @@ def _misplaced(manifest: Manifest, row: Row, answer: ChoiceAnswer | MarksAnswer)
     """What is wrong with the stretches of the document that a row names."""
     field = manifest.retrieval.document
     text = row.input.get(field) if field and isinstance(row.input, Mapping) else None
-    length = len(text) if isinstance(text, str) else 0
+    # One that is named by its digest is as long as it is.
+    length = None if isinstance(text, Mapping) else len(text) if isinstance(text, str) else 0
     for name in _stretch_fields(answer):
         stretches = row.expected.get(name) or []
         if not isinstance(stretches, list):
@@ -203,14 +230,15 @@ def _labels(answer: MarksAnswer, field: str) -> tuple[str, ...]:
     return answer.fields[field].labels or tuple(label.name for label in answer.labels)
 
 
-def _problem_with_stretch(stretch: Any, length: int) -> str | None:
+def _problem_with_stretch(stretch: Any, length: int | None) -> str | None:
     if not isinstance(stretch, Mapping):
         return 'a stretch is {"start": ..., "end": ...}'
     start, end = stretch.get("start"), stretch.get("end")
     if type(start) is not int or type(end) is not int:
         return "start and end are numbers of characters"
-    if not 0 <= start < end <= length:
-        return f"{start} to {end} is no stretch of a document of {length} characters"
+    if not 0 <= start < end or (length is not None and end > length):
+        long = "" if length is None else f" of {length} characters"
+        return f"{start} to {end} is no stretch of a document{long}"
     return None
 
 
@@ -238,7 +266,8 @@ def check_lengths(packs: Sequence[Pack], rows: Sequence[Row], positions: int | N
         return
     for pack in packs:
         if (longest := max(pack.positions) + 1) > positions:
-            at = pack.rows[0]
+            place = max(range(len(pack.positions)), key=pack.positions.__getitem__)
+            at = pack.rows[max(0, pack.branch[place] - 1)]
             raise InputError(
                 f"it takes {longest} tokens, and the backbone reads {positions}",
                 where=rows[at].place or f"row {at}",

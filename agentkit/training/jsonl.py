@@ -12,6 +12,8 @@ from typing import Any
 from agentkit.errors import InputError
 
 Record = dict[str, Any]
+_ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
+"""How halves of characters are written: nothing else decodes to one."""
 
 
 def read_jsonl(path: Path) -> Iterator[Record]:
@@ -20,17 +22,35 @@ def read_jsonl(path: Path) -> Iterator[Record]:
 
 
 def numbered_jsonl(path: Path) -> Iterator[tuple[int, Record]]:
-    """The same, each with the number of its line; empty lines count, and are left out."""
+    """The same, each with the number of its line; empty lines count, and are left out.
+
+    Raises `InputError`, with the line, for one that is no JSON or holds what is no text.
+    """
     open_text = gzip.open if path.suffix == ".gz" else open
     with open_text(path, "rt", encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
-                    yield number, json.loads(line)
+                    row = json.loads(line)
                 except json.JSONDecodeError as error:
                     raise InputError(
                         f"not valid JSON: {error.msg}", where=f"{path}:{number}:{error.colno}"
                     ) from error
+                if _ESCAPED.search(line):
+                    _check_text(row, f"{path}:{number}")
+                yield number, row
+
+
+def _check_text(row: Any, where: str) -> None:
+    """Raises `InputError` for half of a character, as is left where a text was cut in two."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"it holds half of a character: \\u{ord(error.object[error.start]):04x} alone",
+            where=where,
+            hint="it is one of a surrogate pair; take it out, or write both",
+        ) from error
 
 
 def expression(

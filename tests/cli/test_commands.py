@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from agentkit import models
+from agentkit.cli.job import read_rows
 from agentkit.settings import Settings
 
 Call = Callable[..., tuple[int, str, str]]
@@ -146,6 +147,7 @@ def test_wrong_inputs_are_refused_before_a_model_is_loaded(
         ('{"id": "b"}', "a row is"),
         ('{"id": "../b", "inputs": {}}', "not an id of its own"),
         ('{"id": "a", "inputs": {}}', "not an id of its own"),
+        ('{"id": "b", "inputs": {"document": "\\ud83d"}}', r"half of a character: \ud83d alone"),
     ],
 )
 def test_a_malformed_row_is_named_by_its_line(
@@ -155,8 +157,27 @@ def test_a_malformed_row_is_named_by_its_line(
     rows.write_text('{"id": "a", "inputs": {}}\n' + row + "\n", encoding="utf-8")
     code, _, err = call(["run", workflow, *options, "--input-jsonl", rows, "--out", "out"])
     assert code == 2
-    assert f"{rows}:2: " in err
+    assert f"{rows}:2:" in err
     assert said in err
+
+
+@pytest.mark.parametrize("setting", ["threads=0", "max_batch=0"])
+def test_a_setting_that_cannot_be_is_refused(call: Call, setting: str) -> None:
+    code, out, err = call(["route", "Find the clauses.", "--set", setting])
+    assert (code, out) == (2, "")
+    assert setting.partition("=")[0] in err
+    assert "greater than or equal to 1" in err
+
+
+def test_a_line_ends_where_the_file_says_not_where_a_text_does(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    texts = ["a\u2028b", "c\x85d", "e\u2029f", "\U0001f600"]
+    lines = [
+        json.dumps({"id": str(n), "inputs": {"text": text}}, ensure_ascii=n == 3)
+        for n, text in enumerate(texts)
+    ]
+    rows.write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
+    assert [inputs["text"] for _, inputs in read_rows(rows)] == texts
 
 
 def test_a_run_with_a_missing_skill_is_refused_at_its_place(

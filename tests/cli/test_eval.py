@@ -186,6 +186,26 @@ def test_what_cannot_be_done_is_said_before_anything_is_computed(
     assert message in err
 
 
+def test_a_row_that_says_what_cannot_be_right_is_named_before_any_is_answered(
+    call: Call, full: list[str], agreement_text: str
+) -> None:
+    wrong = {"input": {"text": "x"}, "expected": {"weather": "sunn"}}
+    data = rows_file("rows.jsonl", [*ROWS, wrong])
+    given = ["--data", data, "--predictions", "p.jsonl"]
+    code, out, err = call(["eval", "weather-teller", *given, *full])
+    assert (code, out) == (2, "")
+    assert "rows.jsonl:9: weather is 'sunn', not one of" in err
+    assert not list(Path().glob("p.jsonl*"))
+    beyond = {"category": "place", "start": 0, "end": len(agreement_text) + 1}
+    mark = {"input": {"document": agreement_text}, "expected": {"clauses": [beyond]}}
+    lost = {"input": {}, "expected": {"clauses": []}}
+    for bad, said in ((mark, "is no stretch of a document of"), (lost, "the row has no document")):
+        data = rows_file("marks.jsonl", [bad])
+        code, _, err = call(["eval", "place-marker", "--data", data, *full])
+        assert code == 2
+        assert said in err
+
+
 def test_rows_that_say_nothing_need_predictions(call: Call, full: list[str]) -> None:
     data = rows_file("rows.jsonl", [{"input": {"text": "x"}}])
     code, _, err = call(["eval", "weather-teller", "--data", data, *full])

@@ -66,6 +66,46 @@ def test_the_first_predictor_is_compared_with_the_others(choice_manifest: Manife
     assert json.loads(json.dumps(found.to_json()))["compared"]["theirs"]["failed"] == 0
 
 
+def never(rows: Sequence[Row]) -> list[Prediction]:
+    raise AssertionError("asked before the rows were looked at")
+
+
+@pytest.mark.parametrize(
+    ("expected", "said"),
+    [
+        ({"tone": "loud"}, "tone is 'loud', not one of calm, rude"),
+        ({"tone": 1, "said": "x"}, "tone is 1, not one of calm, rude"),
+    ],
+)
+def test_a_label_that_is_none_is_refused_before_any_row_is_answered(
+    text_manifest: Manifest, expected: dict[str, object], said: str
+) -> None:
+    properties = {"tone": {"enum": ["calm", "rude"]}, "said": {"type": "string"}}
+    output = {"type": "object", "properties": properties}
+    manifest = text_manifest.model_copy(update={"output": output})
+    rows = [Row({"text": "x"}, one, "g") for one in ({"tone": None}, {"said": "y"}, expected)]
+    with pytest.raises(InputError, match=said) as error:
+        evaluate(manifest, rows, {"mine": never}, text_of=str)
+    assert error.value.where == "row 3"
+
+
+def test_a_document_in_the_store_has_stretches_of_any_length(marks_manifest: Manifest) -> None:
+    stored = {"document": {"$document": "abc"}}
+    rows = [Row(stored, {"clauses": [{"category": "duty", "start": 3, "end": 9_000}]}, "g")]
+    found = evaluate(
+        marks_manifest,
+        rows,
+        {"mine": lambda rows: [Prediction({"clauses": []}) for _ in rows]},
+        text_of=text_reader(marks_manifest, lambda digest: "x" * 9_000),
+        resamples=0,
+    )
+    assert found is not None
+    assert found.skill.figures["span_recall"].value == 0.0
+    backwards = [Row(stored, {"clauses": [{"category": "duty", "start": 9, "end": 3}]}, "g")]
+    with pytest.raises(InputError, match=r"9 to 3 is no stretch of a document \(skill"):
+        evaluate(marks_manifest, backwards, {"mine": never}, text_of=str)
+
+
 @given(st.lists(st.sampled_from("abc"), max_size=90))
 def test_rows_of_one_document_are_asked_together_and_each_once(documents: list[str]) -> None:
     manifest = Manifest.model_validate(
@@ -109,7 +149,7 @@ def test_without_any_such_row_there_is_no_evaluation(choice_manifest: Manifest) 
 
 
 def test_a_row_that_expects_the_impossible_is_named(choice_manifest: Manifest) -> None:
-    with pytest.raises(InputError, match="row 2, expected: verdict is 'maybe'"):
+    with pytest.raises(InputError, match="row 2: verdict is 'maybe'"):
         measured(choice_manifest, [row("a", "yes", "yes"), row("b", "no", "maybe")])
 
 

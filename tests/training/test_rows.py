@@ -120,6 +120,15 @@ def test_a_row_without_input_is_named_by_its_line(tmp_path: Path, row: Any) -> N
         rows_from_jsonl(path)
 
 
+def test_half_of_a_character_is_named_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    line = json.dumps({"input": {"text": "\U0001f600"}})  # escaped: both halves of it
+    path.write_text(f"{line}\n" + line.replace("\\ude00", ""), encoding="utf-8")
+    with pytest.raises(InputError, match=r"half of a character: \\ud83d alone") as error:
+        rows_from_jsonl(path)
+    assert error.value.where == f"{path}:2"
+
+
 # ---------------------------------------------------------------- sources
 
 
