@@ -180,7 +180,7 @@ def fit(
     Goes on from the last whole checkpoint in `checkpoints`, and leaves one there every 25 steps.
     """
     optimizer = optimizer_of(model, spec)
-    steps = max(1, round(spec.epochs * len(packs) / spec.packs_per_step))
+    steps = max(1, round(spec.epochs * steps_an_epoch(len(packs), spec.packs_per_step)))
     before = _last_whole(checkpoints)
     clock = _Clock(before)
 
@@ -232,6 +232,11 @@ def fit(
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
+
+
+def steps_an_epoch(packs: int, packs_per_step: int) -> int:
+    """Steps of one pass over the packs; the last of them may be of fewer."""
+    return -(-packs // packs_per_step)
 
 
 def optimizer_of(model: PackModel, spec: TrainSpec) -> torch.optim.Optimizer:

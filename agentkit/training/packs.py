@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from agentkit.errors import InputError
+from agentkit.output import writes_plainly
 from agentkit.prompt import (
     Frame,
     Tokenizer,
@@ -275,14 +276,24 @@ class Packer:
 
     def _answer_ids(self, row: Row, prompt: Prompt) -> list[int]:
         text, spans = row.expected, prompt.spans
-        if not isinstance(text, str):
-            answer = number_quotes(self.manifest.output, row.expected, spans)
+        if not isinstance(text, str) or self._quoted():
+            try:
+                answer = number_quotes(self.manifest.output, row.expected, spans)
+            except InputError as error:
+                error.where = row.place or error.where
+                raise
             # What the grammar would never let it write is not worth learning.
             answer = grounded_answer(self.manifest.output, answer, shown_text(prompt))
             answer = _in_order(answer, self.manifest.output)
             text = json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
         return [*ids["input_ids"], self._end()]
+
+    def _quoted(self) -> bool:
+        """Whether a text is written as JSON has it: one with limits is held to by a grammar."""
+        written = isinstance(self.manifest.answer, GenerateAnswer)
+        whole = self.manifest.output.get("type") != "object"
+        return written and whole and not writes_plainly(self.manifest)
 
     def _end(self) -> int:
         end: Any = getattr(self.tokenizer, "eos_token_id", None)
@@ -321,5 +332,5 @@ def _gold_marks(row: Row, answer: MarksAnswer) -> list[tuple[str, int, int]]:
     return [
         (item[spec.label_key], int(item["start"]), int(item["end"]))
         for name, spec in answer.fields.items()
-        for item in expected.get(name, [])
+        for item in expected.get(name) or ()
     ]

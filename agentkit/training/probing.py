@@ -169,8 +169,9 @@ class Probe:
             for pack, hidden in zip(packs, states, strict=True):
                 optimizer.zero_grad()
                 loss: Any = model.loss(pack, hidden)
-                loss.backward()
-                optimizer.step()
+                if loss.requires_grad:  # else every input gives the choice, and teaches none
+                    loss.backward()
+                    optimizer.step()
 
     def _loss(self, model: PackModel, packs: Sequence[Pack], what: str) -> float:
         with torch.inference_mode():
@@ -190,9 +191,11 @@ class Probe:
         optimizer = optimizer or optimizer_of(model, self._spec)
         for number, pack in enumerate(packs, start=1):
             optimizer.zero_grad()
-            model(pack, self._embedded(pack))["loss"].backward()
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
+            loss: Any = model(pack, self._embedded(pack))["loss"]
+            if loss.requires_grad:
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(trained, 1.0)
+                optimizer.step()
             self._said(f"short training: pack {number} of {len(packs)}")
         return optimizer
 

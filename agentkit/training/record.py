@@ -142,10 +142,10 @@ def _epochs(metrics: dict[str, Any]) -> float:
     planned = float(training["epochs"])
     if training["max_minutes"] is None or not history:
         return planned
-    steps_an_epoch = metrics["packs"] / training["packs_per_step"]
+    an_epoch = -(-metrics["packs"] // training["packs_per_step"])  # as the trainer counts
     done = history[-1]["step"]
-    near = planned * steps_an_epoch - done < history[0]["step"]
-    return planned if near else float(done / steps_an_epoch)
+    near = planned * an_epoch - done < history[0]["step"]
+    return planned if near else float(done / an_epoch)
 
 
 def _what(training: dict[str, Any]) -> str:

@@ -173,6 +173,9 @@ def _train(
         work=work,
         console=console,
     )
+    if spec.method == "head" and isinstance(head, ChoiceHead):
+        # A pack whose inputs all give the choice teaches it nothing.
+        train_packs = [pack for pack in train_packs if pack.answer_at]
     lowest = _lowest(spec, choice, count)
     if isinstance(head, LinearProbe):
         check_depth(lowest, count, skill)

@@ -209,4 +209,4 @@ def _epochs(kind: str, steps: int) -> float:
     packs = {"choice": 8, "marks": 16, "generate": 3, "chosen": 3, "probed": 3, "likelihood": 2}[
         kind
     ]
-    return steps * 2 / packs
+    return steps / -(-packs // 2)

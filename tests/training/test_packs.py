@@ -12,6 +12,7 @@ from agentkit.prompt import encode_prompt, frame_of, number_spans, skill_prompt
 from agentkit.retrieval.spans import split_spans
 from agentkit.skill.manifest import Manifest
 from agentkit.testing import tiny_tokenizer
+from agentkit.training.checks import check_lengths
 from agentkit.training.model import asked_rows, questions
 from agentkit.training.packs import Pack, Packer
 from agentkit.training.rows import Row
@@ -181,6 +182,51 @@ def test_a_written_answer_follows_the_served_prompt_and_ends() -> None:
             if pack.branch[at] == number and at + 1 < len(pack.ids):
                 follows = pack.ids[at + 1] if pack.branch[at + 1] == number else None
                 assert follows in (token, None)
+
+
+@pytest.mark.parametrize(
+    ("output", "learnt"),
+    [
+        ({"type": "string"}, 'a "b"'),
+        ({"type": "string", "maxLength": 30}, r'"a \"b\""'),
+        ({"enum": ['a "b"', "c"]}, r'"a \"b\""'),
+    ],
+)
+def test_a_text_is_learnt_as_it_is_written_in_quotes_where_a_grammar_holds_it(
+    output: dict[str, Any], learnt: str
+) -> None:
+    (pack,) = packer(WRITE | {"output": output}).pack([Row({"topic": "gates"}, 'a "b"', "a")])
+    said = TOKENIZER(learnt, add_special_tokens=False)["input_ids"]
+    assert taught(pack, 1) == [*said, TOKENIZER.eos_token_id]
+
+
+def test_a_quote_that_is_in_no_span_names_its_row() -> None:
+    quoted = {"type": "object", "properties": {"clause": {"x-quote": True}}}
+    values = WRITE | {"output": quoted, "retrieval": {"document": "document"}}
+    wrong = {"clause": {"quote": "The", "start": 900, "end": 903}}
+    row = Row({"topic": "gates", "document": TEXT}, wrong, "a", "rows.jsonl:7")
+    with pytest.raises(InputError, match="in no span of the document") as error:
+        packer(values).pack([row])
+    assert error.value.where == "rows.jsonl:7"
+
+
+def test_of_many_rows_in_a_pack_the_one_that_is_too_long_is_named() -> None:
+    values = CHOICE | {"retrieval": {}}
+    rows = [
+        Row({"rule": text}, {"answer": "yes"}, "g", f"rows.jsonl:{at}")
+        for at, text in enumerate(("Short.", "word " * 600, "Short again."), start=1)
+    ]
+    (pack, *_) = packs = packer(values).pack(rows)
+    assert len(pack.rows) > 1
+    check_lengths(packs, rows, 10_000)
+    with pytest.raises(InputError, match="and the backbone reads 512") as error:
+        check_lengths(packs, rows, 512)
+    assert error.value.where == "rows.jsonl:2"
+
+
+def test_marks_that_are_null_are_none() -> None:
+    (pack,) = packer(MARKS).pack([Row({"document": TEXT}, {"marks": None}, "a")])
+    assert (pack.span_labels, pack.token_labels) == ([], [])
 
 
 def test_a_choice_that_the_input_gives_is_written_but_not_asked_of_a_head() -> None:

@@ -54,6 +54,15 @@ def test_a_card_says_how_many_epochs_there_were(
     assert f"layers all, {said} epochs of 12,345 tokens in 10 minutes" in card
 
 
+def test_a_step_of_fewer_packs_ends_an_epoch_as_well(tmp_path: Path) -> None:
+    training = METRICS["training"] | {"max_minutes": 10.0, "epochs": 9.0, "packs_per_step": 4}
+    history = [{"step": at, "loss": 1.0} for at in range(1, 7)]
+    record = METRICS | {"training": training, "packs": 9, "loss": history}
+    write_record(tmp_path, Manifest(name="x", description="Does it."), record)
+    card = " ".join((tmp_path / "README.md").read_text(encoding="utf-8").split())
+    assert "layers all, 2 epochs of 12,345 tokens" in card
+
+
 @pytest.mark.parametrize(
     ("repeat", "said"), [({}, "9"), ({"repeat": 1}, "9"), ({"repeat": 3}, "9, each taken 3 times")]
 )

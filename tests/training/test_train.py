@@ -514,6 +514,47 @@ def test_a_head_alone_is_trained_on_the_frozen_backbone_and_served_without_an_ad
         np.testing.assert_allclose(ours, wanted.numpy(), atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "head"},
+        {"layers": "auto", "probe_packs": 8},
+        {"search": {"minutes": 0.05, "trials": 2, "method": ["head", "lora"], "rank": []}},
+    ],
+    ids=["alone", "warmed", "searched"],
+)
+def test_inputs_that_all_give_the_choice_teach_a_head_nothing(
+    make_toy: Callable[..., Any], tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    data = [{"path": "rows.jsonl", "tuning": 0.0}]
+    toy = make_toy("chosen", tmp_path, steps=4, pack_tokens=128, data=data, **settings)
+    manifest = json.loads((toy.folder / "skill.yaml").read_text("utf-8"))
+    manifest["answer"]["choice_given"] = "{{ colour | default('') }}"
+    manifest["retrieval"] = {"document": "document"}
+    manifest["input"]["properties"]["document"] = {"type": "string"}
+    (toy.folder / "skill.yaml").write_text(json.dumps(manifest))
+    rows = []
+    for at, row in enumerate(toy.rows):
+        given = {"colour": row["expected"]["colour"]} if at % 4 >= 2 else {}
+        document = {"document": f"Shed {at % 4}."}
+        rows.append(row | {"input": row["input"] | document | given})
+    (toy.folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trained, _ = train(toy)
+    assert trained.metrics["packs"] >= (2 if settings.get("method") else 4)
+    assert all(entry["loss"] > 0 for entry in trained.metrics["loss"])
+
+
+def test_an_epoch_is_a_pass_over_all_packs_whatever_a_step_takes(
+    make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    toy = make_toy("marks", tmp_path, epochs=3.0, packs_per_step=12)
+    trained, _ = train(toy)
+    packs = trained.metrics["packs"]
+    assert 12 < packs <= 16
+    assert [entry["step"] for entry in trained.metrics["loss"]] == [1, 2, 3, 4, 5, 6]
+    assert "3 epochs" in " ".join((toy.folder / "README.md").read_text("utf-8").split())
+
+
 def test_a_head_that_lost_its_adapter_is_not_served(
     make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
