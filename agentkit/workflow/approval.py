@@ -16,6 +16,9 @@ from agentkit.skill.manifest import NAME
 from agentkit.types import Json
 from agentkit.workflow.records import Record
 
+BASE = "base"
+"""What a decision calls the bare backbone."""
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -58,6 +61,17 @@ def decisions_of(
             )
         return {item: _decision(given[str(item)], step) for item in waiting}
     return {item: _decision(value, step) for item in waiting}
+
+
+def named_in(value: Json) -> set[str]:
+    """The skills that a decision names, of all items."""
+    if isinstance(value, str):
+        return {value}
+    if not isinstance(value, Mapping):
+        return set()
+    if set(value) == {"items"} and isinstance(value["items"], Mapping):
+        return {name for one in value["items"].values() for name in named_in(one)}
+    return named_in(value["skill"]) if set(value) == {"skill"} else set()
 
 
 def _decision(value: Json, step: str) -> Decision:

@@ -7,8 +7,9 @@ anything twice.
 
 from __future__ import annotations
 
+import difflib
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,9 +18,9 @@ from langgraph.types import Command
 
 from agentkit.errors import AgentkitError, CheckpointError, InputError, RunError
 from agentkit.types import Document, Json
-from agentkit.workflow.approval import decisions_of
+from agentkit.workflow.approval import BASE, decisions_of, named_in
 from agentkit.workflow.checkpoints import read_checkpoint
-from agentkit.workflow.compile import CompiledWorkflow, WorkflowGraph
+from agentkit.workflow.compile import DECISIONS, CompiledWorkflow, WorkflowGraph
 from agentkit.workflow.database import guarded
 from agentkit.workflow.records import Record
 from agentkit.workflow.spec import to_yaml
@@ -181,15 +182,18 @@ def stream_resume(
             store.finish(run_id, "done")
         return _finished(state)
     entry: Any = None if found is not None else _first_state(store, run_id)
+    decisions: Mapping[str, Json] = {}
     if state is not None and state.waiting:
         if value is None and record.status == "waiting":
             return _finished(state)
         if value is not None:
-            entry = Command(resume=_answers(graph, run_id, state, value))
+            decisions = _decisions(state, value)
+            _check_named(decisions.values(), record.skills, run_id)
+            entry = Command(resume=_answers(graph, run_id, decisions))
     elif value is not None:
         raise InputError(f"run {run_id!r} does not wait for a decision")
     store.claim(run_id)
-    return _drive(compiled, store, run_id, entry)
+    return _drive(compiled, store, run_id, entry, decisions)
 
 
 def _drain(progress: Progress, on_event: Callable[[Event], None] | None) -> RunOutcome:
@@ -228,12 +232,19 @@ def _config(run_id: str, steps: int = 1) -> RunnableConfig:
     return {"configurable": {"thread_id": run_id}, "recursion_limit": limit}
 
 
-def _drive(compiled: CompiledWorkflow, store: RunStore, run_id: str, entry: Any) -> Progress:
+def _drive(
+    compiled: CompiledWorkflow,
+    store: RunStore,
+    run_id: str,
+    entry: Any,
+    decisions: Mapping[str, Json] | None = None,
+) -> Progress:
     settled = False
     try:
         yield Event("run_started", run_id)
         graph = compiled.bind(store.recorder(run_id), store.saver)
         config = _config(run_id, len(compiled.spec.steps))
+        config["configurable"][DECISIONS] = dict(decisions or {})
         outcome: RunOutcome
         try:
             with guarded(store.path):
@@ -299,9 +310,8 @@ def _outcome(graph: WorkflowGraph, store: RunStore, run_id: str) -> RunOutcome:
     )
 
 
-def _answers(graph: WorkflowGraph, run_id: str, state: RunOutcome, value: Json) -> dict[str, Json]:
-    """Each interrupt's id with its decision, checked before LangGraph keeps it."""
-    decisions: Mapping[str, Json]
+def _decisions(state: RunOutcome, value: Json) -> Mapping[str, Json]:
+    """By step the decision that a waiting run is resumed with."""
     asked = [str(entry["step"]) for entry in state.waiting]
     if isinstance(value, Mapping) and set(value) == {"steps"}:
         decisions = value["steps"]
@@ -310,13 +320,28 @@ def _answers(graph: WorkflowGraph, run_id: str, state: RunOutcome, value: Json) 
         for step in decisions:
             if step not in asked:
                 raise InputError(f"step {step!r} does not wait", hint=f"waiting: {asked}")
-    elif len(asked) == 1:
-        decisions = {asked[0]: value}
-    else:
-        raise InputError(
-            f"several steps wait: {', '.join(asked)}",
-            hint='give {"steps": {step: decision}}',
-        )
+        return decisions
+    if len(asked) == 1:
+        return {asked[0]: value}
+    raise InputError(
+        f"several steps wait: {', '.join(asked)}",
+        hint='give {"steps": {step: decision}}',
+    )
+
+
+def _check_named(decisions: Iterable[Json], skills: Mapping[str, str], run_id: str) -> None:
+    """Raises `InputError` for a decision that names a skill which the run does not have."""
+    for name in sorted({name for one in decisions for name in named_in(one)}):
+        if skills and name not in skills and name != BASE:
+            near = difflib.get_close_matches(name, list(skills), n=1)
+            raise InputError(
+                f"run {run_id!r} has no skill {name!r}",
+                hint=f"did you mean {near[0]!r}?" if near else f"it has {', '.join(skills)}",
+            )
+
+
+def _answers(graph: WorkflowGraph, run_id: str, decisions: Mapping[str, Json]) -> dict[str, Json]:
+    """Each interrupt's id with its decision, checked before LangGraph keeps it."""
     answers: dict[str, Json] = {}
     for task in graph.get_state(_config(run_id)).tasks:
         for interrupt in task.interrupts:

@@ -284,6 +284,68 @@ def test_a_decision_for_a_skill_that_fails_can_be_resumed(store):
     assert resume(workflow, "r", store=store).outputs["said"] == [5]
 
 
+def test_a_decision_for_a_skill_that_is_not_there_leaves_the_run_waiting(store):
+    workflow = compiled(ASK, ShoutingRunner())
+    start(workflow, {"rules": ["odd a"]}, store=store, run_id="r", skills=SKILLS)
+    for value in ("countr", {"skill": "countr"}, {"items": {"0": "countr"}}):
+        with pytest.raises(InputError, match="no skill 'countr' \\(did you mean 'counter'"):
+            resume(workflow, "r", value, store=store)
+    assert store.show("r").status == "waiting"
+    assert resume(workflow, "r", "base", store=store).outputs["said"] == ["ODD A"]
+
+
+@pytest.mark.parametrize("skills", [SKILLS, None])
+def test_a_decision_that_could_not_be_carried_out_gives_way_to_the_next(store, skills):
+    runner = ShoutingRunner()
+    workflow = compiled(ASK, runner)
+    start(workflow, {"rules": ["odd a"]}, store=store, run_id="r", skills=skills)
+    runner.fail["odd a"] = 1
+    first = "counter" if skills else "nobody"
+    assert resume(workflow, "r", first, store=store).status == "failed"
+    runner.fail.clear()
+    assert resume(workflow, "r", "shouter", store=store).outputs["said"] == ["ODD A"]
+
+
+def test_whole_numbers_of_any_size_pass_through_a_run(store):
+    text = """
+name: large
+inputs: {n: {type: number}, rules: {type: list}}
+steps:
+  more: {set: {n: "{{ inputs.n * 2 }}", low: "{{ 0 - inputs.n }}"}}
+  pick: {instruction: x, on_uncertain: human, for_each: inputs.rules, input: {text: "odd"}}
+outputs: {n: "{{ steps.more.output.n }}", low: "{{ steps.more.output.low }}"}
+"""
+    workflow = compiled(text, ShoutingRunner())
+    given = {"n": 2**70, "rules": [2**80]}
+    waiting = start(workflow, given, store=store, run_id="r")
+    assert waiting.status == "waiting", waiting.error
+    ((question),) = waiting.waiting
+    assert question["items"][0]["item"] == 2**80
+    assert resume(workflow, "r", "counter", store=store).outputs == {"n": 2**71, "low": -(2**70)}
+
+
+def test_the_wait_between_tries_doubles_as_long_as_it_was_asked_for():
+    text = """
+name: patient
+steps:
+  one:
+    skill: shouter
+    input: {text: a}
+    retry: {attempts: 4, delay_seconds: 600}
+"""
+    ((_, node),) = [
+        (name, node)
+        for name, node in compiled(text, ShoutingRunner()).graph.builder.nodes.items()
+        if name == "one"
+    ]
+    policy = node.retry_policy
+    waits = [
+        min(policy.max_interval, policy.initial_interval * policy.backoff_factor**at)
+        for at in range(3)
+    ]
+    assert waits == [600, 1200, 2400]
+
+
 def test_several_waiting_steps_take_a_decision_each(store):
     text = """
 name: two
