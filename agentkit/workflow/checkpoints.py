@@ -1,8 +1,9 @@
 """LangGraph checkpoints in SQLite, decoded strictly.
 
 LangGraph's serializer can rebuild any importable object, which lets a tampered database run code.
-Ours rebuilds two types, by name and without importing anything, and refuses every other: state is
-plain JSON, and LangGraph itself adds only sets (of nodes that a join has seen) and interrupts.
+Ours rebuilds three types, by name and without importing anything, and refuses every other: state is
+plain JSON, whose whole numbers may be large, and LangGraph itself adds only sets (of nodes that a
+join has seen) and interrupts.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ ALLOWED: tuple[tuple[str, str], ...] = (
     ("langgraph.types", "Interrupt"),
 )
 _OPTIONS = ormsgpack.OPT_NON_STR_KEYS
+_LARGE = ormsgpack.OPT_PASSTHROUGH_BIG_INT | ormsgpack.OPT_PASSTHROUGH_DATACLASS
+_EXT = 0
+"""Code of our own extensions; what they hold says what they are."""
 
 
 class StrictSerializer(JsonPlusSerializer):
@@ -38,6 +42,13 @@ class StrictSerializer(JsonPlusSerializer):
             allowed_msgpack_modules=ALLOWED,
             __unpack_ext_hook__=_rebuild,
         )
+
+    def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
+        """As LangGraph does, and whole numbers of more than 64 bits, which Msgpack has not."""
+        try:
+            return super().dumps_typed(obj)
+        except ormsgpack.MsgpackEncodeError:
+            return "msgpack", ormsgpack.packb(obj, default=_apart, option=_OPTIONS | _LARGE)
 
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
         kind, payload = data
@@ -57,11 +68,29 @@ class StrictSerializer(JsonPlusSerializer):
             ) from error
 
 
+def _apart(value: Any) -> ormsgpack.Ext:
+    """What Msgpack does not have, as `_rebuild` reads it."""
+    argument: Any
+    if isinstance(value, int):
+        argument = str(value)
+    elif isinstance(value, set):
+        argument = list(value)
+    elif isinstance(value, Interrupt):
+        argument = {"value": value.value, "id": value.id}
+    else:
+        raise TypeError(f"{type(value).__name__} is not kept in a checkpoint")
+    kind = type(value)
+    named = (kind.__module__, kind.__name__, argument)
+    return ormsgpack.Ext(_EXT, ormsgpack.packb(named, default=_apart, option=_OPTIONS | _LARGE))
+
+
 def _rebuild(code: int, data: bytes) -> Any:
     entry = ormsgpack.unpackb(data, ext_hook=_rebuild, option=_OPTIONS)
     module, name, argument = entry[0], entry[1], entry[2]
     if (module, name) == ("builtins", "set") and isinstance(argument, list):
         return set(argument)
+    if (module, name) == ("builtins", "int") and isinstance(argument, str):
+        return int(argument)
     if (module, name) == ("langgraph.types", "Interrupt") and isinstance(argument, dict):
         return Interrupt(value=argument["value"], id=str(argument["id"]))
     raise ValueError(f"{module}.{name} is not allowed in a checkpoint")

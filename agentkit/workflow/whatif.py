@@ -110,7 +110,9 @@ def what_if(
 
 def names_of(program: Program, record: RunRecord) -> Names:
     """What the expressions of a recorded run's steps see."""
-    steps: dict[str, Any] = dict.fromkeys(program.steps)
+    steps: dict[str, Any] = {
+        name: [] if step.for_each is not None else None for name, step in program.steps.items()
+    }
     many: dict[str, dict[int, Record]] = {}
     for entry in record.steps:
         if entry["item"] is None:
