@@ -24,7 +24,33 @@ def test_the_yaml_workflow_is_sound(tmp_path: Path) -> None:
     assert shown is not None
     path = tmp_path / "workflow.yaml"
     path.write_text(shown.group(1), encoding="utf-8")
-    assert list(load_spec(path).steps) == ["parse", "review"]
+    assert list(load_spec(path).steps) == ["parse", "review", "reviews"]
+
+
+@pytest.mark.weights
+def test_the_yaml_workflow_gives_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from agentkit import models
+    from agentkit.cli.app import run
+    from agentkit.settings import Settings
+
+    shown = re.search(r"```yaml\n(name: .*?)```", README, re.DOTALL)
+    assert shown is not None
+    path = tmp_path / "nda_check.yaml"
+    path.write_text(shown.group(1), encoding="utf-8")
+    rules = tmp_path / "rules.md"
+    rules.write_text("- The agreement is governed by the laws of a named place.\n", "utf-8")
+    given = ["--input", f"document={ROOT / 'examples/documents/nda.md'}"]
+    given += ["--input", f"playbook={rules}", "--out", str(tmp_path / "out")]
+    parts = (("smollm2-135m-instruct", "backbone"), ("all-minilm-l6-v2", "encoder"))
+    values = {part: models.resolve(name, Settings(), part) for name, part in parts}
+    values["home"] = tmp_path / "home"
+    sets = [text for key, value in values.items() for text in ("--set", f"{key}={value}")]
+    monkeypatch.chdir(ROOT)
+    assert run(["run", str(path), *given, *sets]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+    assert report["facts"]
+    (review,) = report["reviews"]
+    assert review["rule"].startswith("The agreement is governed")
 
 
 def test_every_command_shown_exists() -> None:

@@ -15,12 +15,14 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from agentkit.cli.output import say, stderr
-from agentkit.errors import AgentkitError, InputError
+from agentkit.cli.output import print_line, say, stderr
+from agentkit.errors import AgentkitError, InputError, OutputError
 from agentkit.kit import Kit
 from agentkit.modelfolder import write_json
 from agentkit.report import Report, build_report, write_report
+from agentkit.report.model import PARTS
 from agentkit.report.record import run_of
+from agentkit.routing.learning import Learnt
 from agentkit.training.jsonl import numbered_jsonl
 from agentkit.types import Json
 from agentkit.workflow.compile import CompiledWorkflow
@@ -48,11 +50,12 @@ class Job:
         self._kit = kit
         self._spec = spec
         self._folder = folder
-        self._bound: dict[tuple[tuple[str, str], ...], CompiledWorkflow] = {}
+        self._bound: dict[tuple[tuple[tuple[str, str], ...], Learnt], CompiledWorkflow] = {}
 
     def _compiled(self, digests: Mapping[str, str]) -> CompiledWorkflow:
-        """The workflow bound to those versions of its skills; bound once to each set of them."""
-        key = tuple(digests.items())
+        """The workflow bound to those versions of its skills and to what people have taught the
+        controller; bound once to each set of them."""
+        key = (tuple(digests.items()), self._kit.learnt)
         if key not in self._bound:
             with stderr.status("loading the backbone"):
                 self._bound[key] = self._kit.compile(
@@ -83,7 +86,7 @@ class Job:
 
     def many(self, rows: Sequence[tuple[str, Mapping[str, Json]]], out: Path) -> int:
         """Run for every row, one folder per id; one that fails does not stop the others."""
-        failed = 0
+        failed = waiting = 0
         for number, (name, inputs) in enumerate(rows, start=1):
             say(f"({number}/{len(rows)})", label=name)
             try:
@@ -92,9 +95,11 @@ class Job:
                 say(f"{name}: {error}", label="failed", style="red")
                 failed += 1
                 continue
+            waiting += not files
             for path in files.values():
-                print(path, flush=True)
-        say(f"{len(rows) - failed} of {len(rows)} done")
+                print_line(path)
+        waits = f", {waiting} waiting for a person" if waiting else ""
+        say(f"{len(rows) - failed - waiting} of {len(rows)} done{waits}")
         if failed:
             return 1 if failed == len(rows) else SOME_FAILED
         return 0
@@ -108,6 +113,13 @@ def resumed(
     spec = parse_spec(kit.runs.spec(run_id)[0], name=f"run {run_id}")
     with stderr.status("loading the backbone"):
         compiled = kit.compile(spec, digests=record.skills, as_of=record.started)
+    here = kit.engine.fingerprint
+    if record.backbone not in ("", here) and record.status != "done":
+        raise InputError(
+            f"run {run_id!r} began with another backbone, {record.backbone[:12]}, and {here[:12]} "
+            "would answer the rest",
+            hint="resume it with the same --set backbone=... and --skills",
+        )
     with _Display(spec) as display, _interruptible(kit):
         outcome = resume(compiled, run_id, decision, store=kit.runs, on_event=display.show)
     return _told(kit, spec, compiled, outcome, out)
@@ -132,14 +144,24 @@ def _told(
         value = {"run": outcome.id, "outputs": dict(outcome.outputs)}
         return value, {} if out is None else {"outputs.json": _write_outputs(value, out)}
     document = kit.documents.get(str(reference[_REFERENCE]))
-    report = build_report(outcome.outputs, document, run_of(outcome, record, compiled.program))
-    files: Mapping[str, Path] = {}
+    try:
+        report = build_report(outcome.outputs, document, run_of(outcome, record, compiled.program))
+    except OutputError:
+        if out is not None:
+            whole: Json = {"run": outcome.id, "outputs": dict(outcome.outputs)}
+            say(f"no report; what the workflow gave -> {_write_outputs(whole, out)}")
+        raise
+    others = {name: value for name, value in outcome.outputs.items() if name not in PARTS}
+    files: dict[str, Path] = {}
     if out is not None:
-        files = write_report(
+        files |= write_report(
             report, document, out, graph_svg=to_svg(spec), mermaid=to_mermaid(spec)
         )
+        if others:
+            value = {"run": outcome.id, "outputs": others}
+            files["outputs.json"] = _write_outputs(value, out)
     _summarise(report)
-    return report.as_json(), files
+    return report.as_json() | ({"outputs": others} if others else {}), files
 
 
 @contextmanager
@@ -247,10 +269,17 @@ class _Display:
 
 
 def _write_outputs(value: Json, folder: Path) -> Path:
-    """The outputs of a workflow without a document, which has no report."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """The outputs of a workflow that are no parts of a report."""
     path = folder / "outputs.json"
-    write_json(path, value)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, value)
+    except OSError as error:
+        raise InputError(
+            f"the outputs cannot be written: {error.strerror or error}",
+            where=str(folder),
+            hint="give --out a folder that can be written to",
+        ) from error
     return path
 
 

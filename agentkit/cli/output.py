@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,14 @@ def say(text: str, *, label: str = "", style: str = "") -> None:
     """A line on stderr, as it is: a path or a `file:line:column` is never broken in two."""
     line = Text.assemble((label, f"bold {style}"), " ", text) if label else Text(text, style)
     stderr.print(line, soft_wrap=True)
+
+
+def print_line(value: object) -> None:
+    """A line on stdout at once. That its reader has gone does not end the work that it tells of."""
+    try:
+        print(value, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_json(value: Any) -> None:

@@ -39,7 +39,8 @@ def list_(
     with Kit(settings_from(set_)) as kit:
         records = kit.runs.list(limit)
     if as_json:
-        print_json([asdict(record) | {"steps": len(record.steps)} for record in records])
+        told = [asdict(record) for record in records]  # `show` has a run's steps
+        print_json([{key: value for key, value in one.items() if key != "steps"} for one in told])
         return
     print_table(
         ("run", "workflow", "status", "started", "error"),

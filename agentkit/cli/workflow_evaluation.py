@@ -46,6 +46,8 @@ def evaluate(
 
     if out is not None and not out.absolute().parent.is_dir():
         raise InputError("no such folder", where=str(out.parent), hint="make it first")
+    if out is not None and out.is_dir():
+        raise InputError("a folder, not a file", where=f"--out {out}", hint="name a file")
     with Kit(settings_from(set_), skills=skills or ()) as kit:
         rows = read_gold(data, spec, kit.skills)
         compiled = kit.compile(spec, folder=folder)
@@ -66,12 +68,12 @@ def evaluate(
     for row in found.rows:
         if row.error is not None:
             say(f"{row.id}: {row.error}", label="failed", style="red")
-    if out is not None:
-        _write(out, found)
     if as_json:
         print_json(found.to_json())
     else:
         _show(found)
+    if out is not None:
+        _write(out, found)
     if found.failed:
         raise typer.Exit(FAILED if found.failed == len(found.rows) else SOME_FAILED)
 

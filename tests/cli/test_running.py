@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from watchfiles import watch
 
+from agentkit.testing import TinyBackbone
 from agentkit.workflow.store import RunStore
 
 from .conftest import finish, spawn
@@ -31,6 +32,7 @@ steps:
 outputs:
   clauses: "{{ steps.mark.output.clauses }}"
 """
+BIRDS_ASKED = "which bird is singing here"
 BIRDS = """\
 name: name-birds
 inputs:
@@ -161,6 +163,73 @@ def test_many_documents_of_which_one_is_bad_exit_with_3_and_the_others_are_done(
     assert "failed bad: " in err
     assert "broken.pdf" in err
     assert "2 of 3 done" in err
+
+
+WAITS = """\
+name: asks
+inputs:
+  text: {type: text}
+steps:
+  look:
+    instruction: "{{ inputs.text }}"
+    on_uncertain: human
+    input: {text: "{{ inputs.text }}"}
+outputs: {said: "{{ steps.look.output }}"}
+"""
+
+
+def test_documents_that_wait_are_not_done_and_a_place_that_is_taken_ends_no_batch(
+    call: Call, full: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "asks.yaml"
+    path.write_text(WAITS, encoding="utf-8")
+    texts = {"clear": BIRDS_ASKED, "taken": BIRDS_ASKED, "odd": "Fold the napkins into swans."}
+    rows = [json.dumps({"id": name, "inputs": {"text": text}}) for name, text in texts.items()]
+    jsonl = tmp_path / "rows.jsonl"
+    jsonl.write_text("\n".join(rows), encoding="utf-8")
+    out_dir = tmp_path / "out"
+    out_dir.mkdir()
+    (out_dir / "taken").write_text("a file")
+    code, out, err = call(["run", path, "--input-jsonl", jsonl, "--out", out_dir, *full])
+    assert code == 3
+    assert out.splitlines() == [str(out_dir / "clear" / "outputs.json")]
+    assert "the outputs cannot be written" in err
+    assert "1 of 3 done, 1 waiting for a person" in err
+
+
+def test_what_a_report_has_no_place_for_is_written_beside_it_and_without_a_report_too(
+    call: Call, full: list[str], mark: Path, letter: Path, tmp_path: Path
+) -> None:
+    own = MARK + '  count: "{{ steps.mark.output.clauses | length }}"\n'
+    mark.write_text(own, encoding="utf-8")
+    given = ["--input", f"document={letter}", "--out", tmp_path / "out"]
+    code, out, _ = call(["run", mark, *given, "--json", *full])
+    assert code == 0
+    told = json.loads(out)
+    outputs = json.loads((tmp_path / "out" / "outputs.json").read_text("utf-8"))["outputs"]
+    assert outputs == told["outputs"] == {"count": len(told["clauses"])}
+
+    mark.write_text(MARK.replace("  clauses:", "  reviews:"), encoding="utf-8")
+    code, out, err = call(["run", mark, *given[:2], "--out", tmp_path / "other", *full])
+    assert (code, out) == (1, "")
+    assert "reviews[0].rule" in err
+    kept = json.loads((tmp_path / "other" / "outputs.json").read_text("utf-8"))["outputs"]
+    assert len(kept["reviews"]) == outputs["count"]
+
+
+def test_a_run_is_not_finished_by_another_backbone(
+    call: Call, full: list[str], birds: Path, home: Path, tmp_path: Path
+) -> None:
+    code, _, _ = call(["run", birds, "--input", "texts=[1, 2]", *full])
+    assert code == 2
+    (run,) = json.loads(call(["runs", "ls", "--json", *full[:8]])[1])
+    assert "steps" not in run
+    other = TinyBackbone.create(tmp_path / "other", seed=5)
+    elsewhere = ["--set", f"backbone={other.path}"]
+    code, out, err = call(["runs", "resume", run["id"], *full, *elsewhere])
+    assert (code, out) == (2, "")
+    assert "began with another backbone" in err
+    assert json.loads(call(["runs", "show", run["id"], *full[:8]])[1])["status"] == "failed"
 
 
 def test_when_every_document_is_bad_the_exit_code_is_1(

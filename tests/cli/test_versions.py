@@ -271,6 +271,10 @@ def test_a_workflow_is_scored_and_its_errors_are_charged(
     data = tmp_path / "gold.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     out_file = tmp_path / "predictions.jsonl"
+    taken = ["eval-workflow", flow, "--data", data, "--out", tmp_path, *given]
+    code, out, err = call(taken)
+    assert (code, out) == (2, "")
+    assert "a folder, not a file" in err
     command = ["eval-workflow", flow, "--data", data, "--resamples", "0", "--out", out_file, *given]
     code, out, err = call([*command, "--json"])
     assert code == 3
