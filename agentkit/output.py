@@ -224,6 +224,7 @@ def _evidence(
             "start": spans[at].start,
             "end": spans[at].end,
             "score": round(float(scores[at]), 4),
+            **({"document": spans[at].document} if spans[at].standing else {}),
         }
         for at in sorted(kept, key=lambda at: spans[at].start)
     ]
@@ -269,7 +270,8 @@ def _window_marks(
             least = _least(label, _cut(reading.span_cuts, column), all_scores)
             for at in np.flatnonzero(scores >= least):
                 span = encoded.prompt.spans[int(at)]
-                yield Mark(label.name, span.start, span.end, span.text, float(scores[at]))
+                if not span.standing:
+                    yield Mark(label.name, span.start, span.end, span.text, float(scores[at]))
     if reading.token_labels is not None:
         for column, label in enumerate(inner):
             cut = _cut(reading.token_cuts, column)
@@ -317,6 +319,8 @@ def _run_mark(
     encoded: EncodedPrompt, ends: Sequence[int], scores: Any, label: SpanLabel, run: Sequence[int]
 ) -> Mark | None:
     span = encoded.prompt.spans[_span_of(encoded, ends, run[0])]
+    if span.standing:
+        return None  # no words of the document that is labelled
     left = encoded.token_offsets[run[0]][1] - span.start
     right = encoded.token_offsets[run[-1]][2] - span.start
     text = span.text

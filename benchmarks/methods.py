@@ -154,9 +154,9 @@ def main() -> int:
         Metric("minutes of training each", options.minutes),
         Metric("rows", sum(one["train_rows"] for one in first["data"])),
     ]
+    code = finish("methods", metrics, options.json)
     with suppress(MissingExtraError):
         draw(options.picture, by_variant([asdict(m) for m in metrics]))
-    code = finish("methods", metrics, options.json)
     print("\n".join(table([asdict(m) for m in metrics])))
     return code
 
@@ -323,13 +323,13 @@ def draw(path: Path, found: dict[str, dict[str, float]]) -> None:
             # What chose its own settings is no end of a line.
             method = "lora, settings found" if plain.startswith(FINDS) else plain
             colour = colours.setdefault(method, f"C{len(colours)}")
-            sparse = name.endswith(SPARSE)
+            sparse = SPARSE in name
             value = figures["macro_f1"]
             low, high = (figures.get(f"macro_f1, {end}", value) for end in ("low", "high"))
             axes.errorbar(
                 figures["parameters"],
                 value,
-                [[value - low], [high - value]],
+                [[max(0.0, value - low)], [max(0.0, high - value)]],
                 fmt="o",
                 color=colour,
                 markerfacecolor="none" if sparse else colour,

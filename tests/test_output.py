@@ -280,6 +280,18 @@ def test_what_a_standing_index_adds_is_no_evidence_of_the_document() -> None:
         assert all(TEXT[e["start"] : e["end"]] == e["quote"] for e in output["evidence"])
 
 
+def test_what_a_standing_index_adds_is_not_marked() -> None:
+    scores = read(span_labels=[[0.1], [0.2], [0.9], [0.1], [0.95]])
+    labels = [{"name": "duty", "threshold": 0.5}]
+    fields = {"marks": {"label_key": "label", "quote_key": "quote"}}
+    marking = manifest(
+        answer={"kind": "marks", "labels": labels, "fields": fields},
+        output={"type": "object"},
+    )
+    marks = to_output(marking, [(with_policy(encode()), scores)])["marks"]
+    assert [TEXT[m["start"] : m["end"]] for m in marks] == [marks[0]["quote"]]
+
+
 def test_a_quote_is_of_the_document_and_of_a_standing_index_where_there_is_none() -> None:
     encoded = with_policy(encode())
     schema = generation_schema(QUOTING, encoded.prompt)

@@ -89,7 +89,10 @@ class Engine:
 
     @classmethod
     def open(cls, settings: Settings, progress: models.Progress | None = None) -> Engine:
-        """An engine for `settings.backbone`, fetched if need be. Raises `ModelError`."""
+        """An engine for `settings.backbone`, fetched if need be.
+
+        Raises `ModelError`, and `InputError` for a device that is not here.
+        """
         folder = models.resolve(settings.backbone, settings, "backbone", progress)
         backbone = in_own_thread(
             lambda: load_backbone(

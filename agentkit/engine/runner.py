@@ -169,8 +169,6 @@ class Runner:
             for index, job in enumerate(rows):
                 cached = len(job.key.prefix) if known or index else 0
                 cached += yield from self._stem(job, tree)
-                if tree.failed is not None:  # while the stem was read
-                    raise tree.failed
                 self._ready.append(Entry(job, tree, cached))
                 left -= 1
         finally:
@@ -212,6 +210,8 @@ class Runner:
             states = yield from self._reader.read(
                 job.skill, ids, start=start, parent=tree.root, chunk=self._chunk
             )
+        if tree.failed is not None:  # while the stem was read
+            raise tree.failed
         tree.adopt(stem, states)
         return job.stem if known else 0
 
@@ -364,13 +364,13 @@ class Runner:
 
     def _fail(self, tree: Tree, error: BaseException, jobs: Sequence[Job]) -> None:
         """Fail what depends on a tree whose computation broke off, and give the tree up."""
-        tree.failed = as_ours(error)
+        tree.failed = error
         rows = [row.job for row in self._writing if row.tree is tree]
         ready = [entry.job for entry in self._ready if entry.tree is tree]
         self._ready = [entry for entry in self._ready if entry.tree is not tree]
         for job in (*jobs, *rows, *ready):
             if not job.future.done():
-                job.fail(tree.failed)
+                job.fail(as_ours(error))  # one for each: who waits for it may note its own place
         if self._trees.get(tree.key) is tree:
             del self._trees[tree.key]
 

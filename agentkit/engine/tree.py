@@ -7,7 +7,6 @@ from typing import TypeAlias
 from agentkit.engine.packed import PackedRows
 from agentkit.engine.prefix import PrefixStates
 from agentkit.engine.scheduler import TreeKey
-from agentkit.errors import AgentkitError
 
 Stem: TypeAlias = tuple[str | None, tuple[int, ...]]
 """Whose states a skill's own first tokens after the prefix have, and all token ids up to there."""
@@ -22,7 +21,7 @@ class Tree:
         self.packed = PackedRows(root, room)
         self.rows = 0
         """Rows that are being written."""
-        self.failed: AgentkitError | None = None
+        self.failed: BaseException | None = None
         """Why nothing more may be computed here."""
         self._stems: dict[Stem, int] = {}
         self._coming: set[Stem] = set()

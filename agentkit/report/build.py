@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pydantic import ValidationError
 
 from agentkit.errors import OutputError
-from agentkit.report.model import PARTS, Part, Report
+from agentkit.report.model import PARTS, Part, Report, is_of_another
 from agentkit.types import Document, Json
 
 _HINT = "check the workflow's outputs: expressions and the output schema of the skill"
@@ -111,19 +111,32 @@ def quotes(report: Report) -> Iterator[tuple[str, str, int, int]]:
 def quotes_in(value: Json, path: str = "") -> Iterator[tuple[str, str, int, int]]:
     """`(path, quote, start, end)` of each object in a JSON value that has a quote's fields.
 
-    One that names its `document` is quoted from a standing index.
+    One that names the digest of its `document` is quoted from a standing index.
     """
     if isinstance(value, Mapping):
         start, end = value.get("start"), value.get("end")
         text = value.get("quote", value.get("value"))
-        of_the_document = not isinstance(value.get("document"), str)
-        if isinstance(text, str) and type(start) is int and type(end) is int and of_the_document:
+        if isinstance(text, str) and type(start) is int and type(end) is int:
+            if is_of_another(value):
+                return
             yield path, text, start, end
         for key, item in value.items():
             yield from quotes_in(item, f"{path}.{key}")
     elif isinstance(value, Sequence) and not isinstance(value, str):
         for index, item in enumerate(value):
             yield from quotes_in(item, f"{path}[{index}]")
+
+
+def others_in(value: Json) -> Iterator[str]:
+    """The quotes that `quotes_in` leaves out, for they are of a standing index."""
+    if isinstance(value, Mapping):
+        if is_of_another(value) and isinstance(quote := value.get("quote"), str):
+            yield quote
+        for item in value.values():
+            yield from others_in(item)
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for item in value:
+            yield from others_in(item)
 
 
 def scalars_in(value: Json) -> dict[str, Json]:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 
-from agentkit.report.build import quotes_in, scalars_in
+from agentkit.report.build import others_in, quotes_in, scalars_in
 from agentkit.report.model import Part, Report, Review, StepRoute
 from agentkit.types import Json
 
@@ -212,9 +212,11 @@ def _tasks(report: Report) -> Iterator[str]:
         ]
         quoted = list(quotes_in(task.output))
         lines += [_quoted(quote, start, end) for _, quote, start, end in quoted]
+        others = list(others_in(task.output))
+        lines += [f"  - “{escape(quote)}” (of a standing index)" for quote in others]
         named = scalars_in(task.output)
         lines += [f"  - {escape(key)}: {escape(str(value))}" for key, value in named.items()]
-        if not quoted and not named and task.output is not None:
+        if not quoted and not others and not named and task.output is not None:
             lines.append(f"  - {escape(_plain(task.output))}")
         yield "\n".join(lines)
 

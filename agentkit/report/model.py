@@ -5,10 +5,11 @@ All offsets count Unicode code points of `document.txt`, half open.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from agentkit.types import Json
 
@@ -20,6 +21,7 @@ Score: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
 Offset: TypeAlias = Annotated[int, Field(ge=0)]
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 
+_DIGEST = re.compile("[0-9a-f]{64}")
 PARTS: tuple[Part, ...] = ("facts", "clauses", "reviews", "findings", "tasks")
 
 
@@ -80,6 +82,12 @@ class RouteInfo(_Item):
     abstained: bool
 
 
+def is_of_another(value: Json) -> bool:
+    """Whether a quote says of which document it is: then it is not of the one that was read."""
+    document = value.get("document") if isinstance(value, Mapping) else None
+    return isinstance(document, str) and _DIGEST.fullmatch(document) is not None
+
+
 class Review(_Item):
     rule: str
     verdict: Verdict
@@ -90,6 +98,14 @@ class Review(_Item):
     severity: Severity | None = Field(default=None, exclude=True)
     """The playbook's word for it. Orders the readable reports, and is no field of report.json,
     where a finding carries it."""
+
+    @field_validator("evidence", mode="before")
+    @classmethod
+    def _of_the_document(cls, given: Any) -> Any:
+        """Words of a standing index are no evidence in the document that was read."""
+        if isinstance(given, list | tuple):
+            return [one for one in given if not is_of_another(one)]
+        return given
 
 
 class About(_Frozen):

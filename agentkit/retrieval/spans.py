@@ -127,11 +127,17 @@ def _shorten(text: str, start: int, end: int, limit: int) -> Iterator[tuple[int,
 
 
 def _places_to_cut(text: str, start: int, end: int, limit: int) -> Sequence[int]:
-    """The mark that is nearest the middle; where there is none, every so many characters."""
+    """The mark that is nearest the middle; where there is none, every so many characters, counted
+    anew after white space."""
     for mark in (_INLINE_ITEM, _CLAUSE_END, _SPACE):
         cuts = [m.end() for m in mark.finditer(text, start, end)]
         middle = (start + end) // 2
         usable = [c for c in cuts if start + limit // 8 < c < end - limit // 8]
         if usable:
             return [min(usable, key=lambda c: abs(c - middle))]
-    return range(start + limit, end, limit)
+    places = []
+    while end - start > limit:
+        places.append(start + limit)
+        space = _SPACE.match(text, start + limit, end)
+        start = space.end() if space else start + limit
+    return places

@@ -148,7 +148,7 @@ class _Checker:
     def _check_pattern(self, value: str, path: KeyPath) -> None:
         try:
             re.compile(value)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise self._failure(
                 path,
                 f"{value!r} is no regular expression: {error}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from transformers import AutoConfig
@@ -158,7 +158,15 @@ def problem_of_gold(manifest: Manifest, row: Row) -> str | None:
         return None
     if isinstance(answer, ChoiceAnswer) and row.expected.get(answer.field) not in answer.choices:
         return _no_choice(row, answer)
-    return next(_misplaced(manifest, row, answer), None)
+    # Of a document that is named by its digest, or is not there, only the order can be told.
+    text = _document_of(manifest, row)
+    return next(_misplaced(row, answer, None if text is None else len(text)), None)
+
+
+def _document_of(manifest: Manifest, row: Row) -> str | None:
+    field = manifest.retrieval.document
+    text = row.input.get(field) if field and isinstance(row.input, Mapping) else None
+    return text if isinstance(text, str) else None
 
 
 def _no_choice(row: Row, answer: ChoiceAnswer) -> str:
@@ -184,7 +192,7 @@ def _problem_of(manifest: Manifest, row: Row) -> str | None:
         return f"what is expected has {unknown[0]!r}, which the output has not"
     if isinstance(answer, ChoiceAnswer) and row.expected.get(answer.field) not in answer.choices:
         return _no_choice(row, answer)
-    return next(_misplaced(manifest, row, answer), None)
+    return next(_misplaced(row, answer, len(_document_of(manifest, row) or "")), None)
 
 
 def _problem_of_text(manifest: Manifest, row: Row, passed_over: Sequence[str]) -> str | None:
@@ -206,12 +214,8 @@ def _stretch_fields(answer: ChoiceAnswer | MarksAnswer) -> list[str]:
     return [answer.evidence_field] if answer.evidence_field else []
 
 
-def _misplaced(manifest: Manifest, row: Row, answer: ChoiceAnswer | MarksAnswer) -> Iterator[str]:
-    """What is wrong with the stretches of the document that a row names."""
-    field = manifest.retrieval.document
-    text = row.input.get(field) if field and isinstance(row.input, Mapping) else None
-    # One that is named by its digest is as long as it is.
-    length = None if isinstance(text, Mapping) else len(text) if isinstance(text, str) else 0
+def _misplaced(row: Row, answer: ChoiceAnswer | MarksAnswer, length: int | None) -> Iterator[str]:
+    """What is wrong with the stretches of the document that a row names; None is any length."""
     for name in _stretch_fields(answer):
         stretches = row.expected.get(name) or []
         if not isinstance(stretches, list):
@@ -234,12 +238,17 @@ def _problem_with_stretch(stretch: Any, length: int | None) -> str | None:
     if not isinstance(stretch, Mapping):
         return 'a stretch is {"start": ..., "end": ...}'
     start, end = stretch.get("start"), stretch.get("end")
-    if type(start) is not int or type(end) is not int:
+    if not _whole(start) or not _whole(end):
         return "start and end are numbers of characters"
     if not 0 <= start < end or (length is not None and end > length):
         long = "" if length is None else f" of {length} characters"
         return f"{start} to {end} is no stretch of a document{long}"
     return None
+
+
+def _whole(number: Any) -> TypeGuard[float]:
+    """Whether it counts characters: some writers of JSON give every number a decimal point."""
+    return type(number) is int or (isinstance(number, float) and number.is_integer())
 
 
 _FEW_TO_TUNE_ON = 20

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agentkit.errors import InputError
 from agentkit.evaluation.baselines import baselines
-from agentkit.evaluation.evaluate import batches, evaluate, text_reader
+from agentkit.evaluation.evaluate import batches, check_gold, evaluate, text_reader
 from agentkit.evaluation.pictures import draw_all
 from agentkit.evaluation.scoring import Prediction
 from agentkit.skill.figures import figures_of
@@ -89,7 +89,9 @@ def test_a_label_that_is_none_is_refused_before_any_row_is_answered(
     assert error.value.where == "row 3"
 
 
-def test_a_document_in_the_store_has_stretches_of_any_length(marks_manifest: Manifest) -> None:
+def test_a_document_in_the_store_has_stretches_of_any_length(
+    marks_manifest: Manifest, choice_manifest: Manifest
+) -> None:
     stored = {"document": {"$document": "abc"}}
     rows = [Row(stored, {"clauses": [{"category": "duty", "start": 3, "end": 9_000}]}, "g")]
     found = evaluate(
@@ -101,6 +103,17 @@ def test_a_document_in_the_store_has_stretches_of_any_length(marks_manifest: Man
     )
     assert found is not None
     assert found.skill.figures["span_recall"].value == 0.0
+    # By a field that the manifest does not name a document, or as the whole input, too.
+    for input in ({"paper": {"$document": "abc"}, "document": None}, "abc"):
+        check_gold(
+            choice_manifest,
+            [Row(input, {"verdict": "yes", "evidence": [{"start": 3.0, "end": 9}]}, "g")],
+        )
+    with pytest.raises(InputError, match=r"evidence/0: start and end are numbers"):
+        check_gold(
+            choice_manifest,
+            [Row("abc", {"verdict": "yes", "evidence": [{"start": 3.5, "end": 9}]}, "g")],
+        )
     backwards = [Row(stored, {"clauses": [{"category": "duty", "start": 9, "end": 3}]}, "g")]
     with pytest.raises(InputError, match=r"9 to 3 is no stretch of a document \(skill"):
         evaluate(marks_manifest, backwards, {"mine": never}, text_of=str)

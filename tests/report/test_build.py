@@ -6,7 +6,7 @@ import json
 import pytest
 
 from agentkit.errors import OutputError
-from agentkit.report import build_report, to_json, verify
+from agentkit.report import build_report, to_json, to_markdown, verify
 from agentkit.report.build import quotes_in
 
 from .conftest import TEXT, document_of
@@ -87,11 +87,23 @@ def test_quotes_within_the_output_of_a_task_are_held_against_the_document(docume
 
 def test_a_quote_of_a_standing_index_is_not_looked_for_in_the_document(document, run):
     route = {"skill": None, "score": 0.1, "abstained": True}
-    quote = {"quote": "Be quick.", "start": 0, "end": 9, "document": "p" * 64}
+    quote = {"quote": "Be quick.", "start": 0, "end": 9, "document": "a" * 64}
     found = {"tasks": [{"task": "Find it.", "route": route, "output": {"why": quote}}]}
     report = build_report(found, document, run)
     assert report.as_json()["tasks"][0]["output"] == {"why": quote}
     assert list(quotes_in({"why": quote})) == []
+    assert "“Be quick.” (of a standing index)" in to_markdown(report)
+    unnamed = {"tasks": [{"task": "Find it.", "route": route, "output": quote | {"document": "x"}}]}
+    with pytest.raises(OutputError, match="not the document's text"):
+        build_report(unnamed, document, run)
+
+
+def test_evidence_of_a_standing_index_is_no_evidence_in_the_document(outputs, document, run):
+    own = list(outputs["reviews"][0]["evidence"])
+    policy = {"quote": "Be quick.", "start": 0, "end": 9, "score": 0.9, "document": "a" * 64}
+    outputs["reviews"][0]["evidence"] = [policy, *own]
+    report = build_report(outputs, document, run)
+    assert [one.quote for one in report.reviews[0].evidence] == [one["quote"] for one in own]
 
 
 @pytest.mark.parametrize(
