@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeAlias, TypedDict
 
-from langgraph.config import get_config, get_stream_writer
+from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import get_runtime
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 FINISH = "workflow.outputs"
 """Node that computes the outputs; step names have no dots, so no step is called so."""
 APPROVAL = ".approval"
-DECISIONS = "agentkit_decisions"
-"""Key of a run's configuration: by step the decisions that it is resumed with."""
 
 
 def _merged(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
@@ -276,7 +274,7 @@ class _Nodes:
             waiting = [record for record in records if record["needs_human"]]
             if not waiting:
                 return {}
-            answer = _latest(step.id, interrupt(question(step.id, waiting)))
+            answer = interrupt(question(step.id, waiting))
             emit = get_stream_writer()
             names = _names(state)
             many = step.for_each is not None
@@ -290,13 +288,6 @@ class _Nodes:
 
         node.__name__ = f"{step.id}{APPROVAL}"
         return node
-
-
-def _latest(step: str, answer: Json) -> Json:
-    """The decision given now. LangGraph keeps the first answer to a question for good, so that one
-    which failed would be carried out again at every resumption."""
-    given = get_config().get("configurable", {}).get(DECISIONS) or {}
-    return given.get(step, answer)
 
 
 def _task() -> tuple[str, int]:

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.types import Command
+from langgraph.checkpoint.serde.types import RESUME
 
 from agentkit.errors import AgentkitError, CheckpointError, InputError, RunError
 from agentkit.types import Document, Json
 from agentkit.workflow.approval import BASE, decisions_of, named_in
 from agentkit.workflow.checkpoints import read_checkpoint
-from agentkit.workflow.compile import DECISIONS, CompiledWorkflow, WorkflowGraph
+from agentkit.workflow.compile import CompiledWorkflow, WorkflowGraph
 from agentkit.workflow.database import guarded
 from agentkit.workflow.records import Record
 from agentkit.workflow.spec import to_yaml
@@ -182,18 +182,20 @@ def stream_resume(
             store.finish(run_id, "done")
         return _finished(state)
     entry: Any = None if found is not None else _first_state(store, run_id)
-    decisions: Mapping[str, Json] = {}
+    answers: Mapping[str, Json] = {}
     if state is not None and state.waiting:
         if value is None and record.status == "waiting":
             return _finished(state)
         if value is not None:
             decisions = _decisions(state, value)
             _check_named(decisions.values(), record.skills, run_id)
-            entry = Command(resume=_answers(graph, run_id, decisions))
+            answers = _answers(graph, run_id, decisions)
     elif value is not None:
         raise InputError(f"run {run_id!r} does not wait for a decision")
     store.claim(run_id)
-    return _drive(compiled, store, run_id, entry, decisions)
+    if answers:
+        _keep(graph, store, run_id, answers)
+    return _drive(compiled, store, run_id, entry)
 
 
 def _drain(progress: Progress, on_event: Callable[[Event], None] | None) -> RunOutcome:
@@ -232,19 +234,12 @@ def _config(run_id: str, steps: int = 1) -> RunnableConfig:
     return {"configurable": {"thread_id": run_id}, "recursion_limit": limit}
 
 
-def _drive(
-    compiled: CompiledWorkflow,
-    store: RunStore,
-    run_id: str,
-    entry: Any,
-    decisions: Mapping[str, Json] | None = None,
-) -> Progress:
+def _drive(compiled: CompiledWorkflow, store: RunStore, run_id: str, entry: Any) -> Progress:
     settled = False
     try:
         yield Event("run_started", run_id)
         graph = compiled.bind(store.recorder(run_id), store.saver)
         config = _config(run_id, len(compiled.spec.steps))
-        config["configurable"][DECISIONS] = dict(decisions or {})
         outcome: RunOutcome
         try:
             with guarded(store.path):
@@ -341,7 +336,7 @@ def _check_named(decisions: Iterable[Json], skills: Mapping[str, str], run_id: s
 
 
 def _answers(graph: WorkflowGraph, run_id: str, decisions: Mapping[str, Json]) -> dict[str, Json]:
-    """Each interrupt's id with its decision, checked before LangGraph keeps it."""
+    """Each waiting task's id with its decision, checked before LangGraph keeps it."""
     answers: dict[str, Json] = {}
     for task in graph.get_state(_config(run_id)).tasks:
         for interrupt in task.interrupts:
@@ -349,7 +344,19 @@ def _answers(graph: WorkflowGraph, run_id: str, decisions: Mapping[str, Json]) -
             if step in decisions:
                 indexes = [item["index"] for item in interrupt.value["items"]]
                 decisions_of(decisions[step], step, indexes)
-                answers[interrupt.id] = decisions[step]
+                answers[task.id] = decisions[step]
     if not answers:
         raise RunError(f"run {run_id!r} waits for nothing that was decided")
     return answers
+
+
+def _keep(graph: WorkflowGraph, store: RunStore, run_id: str, answers: Mapping[str, Json]) -> None:
+    """Put decisions where LangGraph looks for them, in the place of earlier ones.
+
+    Given to it as a command, a second answer to a question would stand behind the first, which
+    would be carried out again at every resumption.
+    """
+    config = graph.get_state(_config(run_id)).config
+    with guarded(store.path):
+        for task, decision in answers.items():
+            store.saver.put_writes(config, [(RESUME, [decision])], task)
