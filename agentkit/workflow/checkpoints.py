@@ -27,7 +27,11 @@ ALLOWED: tuple[tuple[str, str], ...] = (
     ("langgraph.types", "Interrupt"),
 )
 _OPTIONS = ormsgpack.OPT_NON_STR_KEYS
-_LARGE = ormsgpack.OPT_PASSTHROUGH_BIG_INT | ormsgpack.OPT_PASSTHROUGH_DATACLASS
+_LARGE = (
+    ormsgpack.OPT_PASSTHROUGH_BIG_INT
+    | ormsgpack.OPT_PASSTHROUGH_DATACLASS
+    | ormsgpack.OPT_REPLACE_SURROGATES
+)
 _EXT = 0
 """Code of our own extensions; what they hold says what they are."""
 

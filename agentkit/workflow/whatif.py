@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from agentkit.errors import CheckpointError, InputError
+from agentkit.errors import AgentkitError, CheckpointError, InputError
 from agentkit.types import ContextSpec, Json, RunRecord, StepCall, StepRunner
 from agentkit.workflow.database import Table
 from agentkit.workflow.program import Program, StepProgram
@@ -110,9 +110,7 @@ def what_if(
 
 def names_of(program: Program, record: RunRecord) -> Names:
     """What the expressions of a recorded run's steps see."""
-    steps: dict[str, Any] = {
-        name: [] if step.for_each is not None else None for name, step in program.steps.items()
-    }
+    steps: dict[str, Any] = dict.fromkeys(program.steps)
     many: dict[str, dict[int, Record]] = {}
     for entry in record.steps:
         if entry["item"] is None:
@@ -127,7 +125,19 @@ def names_of(program: Program, record: RunRecord) -> Names:
         "backbone": record.backbone,
         "skills": dict(record.skills),
     }
-    return {"inputs": dict(record.inputs), "steps": steps, "run": run}
+    names = {"inputs": dict(record.inputs), "steps": steps, "run": run}
+    for name, step in program.steps.items():
+        if step.for_each is not None and name not in many and not _was_passed(step, names):
+            steps[name] = []  # it had nothing to work through, of which nothing is recorded
+    return names
+
+
+def _was_passed(step: StepProgram, names: Names) -> bool:
+    """Whether a step's `when` had it left out, or cannot be told, as it was not reached."""
+    try:
+        return step.when is not None and not step.when.evaluate(names)
+    except AgentkitError:
+        return True
 
 
 def _step(program: Program, name: str) -> StepProgram:

@@ -141,6 +141,29 @@ def test_the_names_of_a_run_are_those_that_its_steps_saw(run: RunRecord) -> None
     assert names["run"]["id"] == run.id
 
 
+def test_a_list_that_was_empty_is_one_and_a_step_that_was_left_out_is_none(
+    store: RunStore, runner: ShoutingRunner
+) -> None:
+    left_out = (
+        '  passed: {for_each: inputs.texts, when: "false", skill: shouter, input: {text: x}}\n'
+    )
+    last = """\
+  last:
+    skill: shouter
+    input:
+      text: "{{ steps.each | map(attribute='output') | length }} {{ steps.passed is none }}"
+"""
+    text = FLOW.replace("  joined:", left_out + "  joined:").replace("outputs:", last + "outputs:")
+    program = Program.of(parse_spec(text))
+    compiled = compile_workflow(program.spec, ShoutingRunner(), Documents())
+    record = store.show(start(compiled, {"texts": []}, store=store, skills=SKILLS).id)
+    steps = names_of(program, record)["steps"]
+    assert (steps["each"], steps["passed"]) == ([], None)
+    found = what_if(program, runner, record, "last", Choice("counter"))
+    assert found.recorded["output"] == "0 TRUE"
+    assert runner.texts == ["0 true"]
+
+
 # ---------------------------------------------------------------- differences
 
 values = st.recursive(
