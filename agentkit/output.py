@@ -28,7 +28,7 @@ from agentkit.skill.manifest import (
 )
 from agentkit.skill.quoting import fill_quotes, filled_schema, quotable, written_schema
 from agentkit.skill.schema import with_choice
-from agentkit.types import Completion, EncodedPrompt, Json, Prompt, Reading
+from agentkit.types import Completion, EncodedPrompt, Json, Prompt, PromptSpan, Reading
 
 TOKEN_RUN = 0.5
 """A token belongs to a run from this share of the head's own cut on; the run's best token is its
@@ -123,7 +123,7 @@ def to_output(manifest: Manifest, answers: Sequence[Answered], *, all_scores: bo
     if isinstance(answer, MarksAnswer):
         output = _marks_output(answer, answers, all_scores)
     elif isinstance(answer, ChoiceAnswer):
-        output = _choice_output(answer, answers, all_scores)
+        output = _choice_output(answer, answers, all_scores, named=_may_name(manifest, answer))
     else:
         output = _written_output(manifest, answers[0])
     if problem := problem_with(manifest.output, output):
@@ -183,7 +183,20 @@ def most_telling(chances: NDArray[np.float32], silent: Sequence[int]) -> int:
     return int(speaks.argmax())
 
 
-def _choice_output(answer: ChoiceAnswer, answers: Sequence[Answered], all_scores: bool) -> Json:
+def _may_name(manifest: Manifest, answer: ChoiceAnswer) -> bool:
+    """Whether the output schema lets a piece of evidence say which document it is of."""
+    field = manifest.output.get("properties", {}).get(answer.evidence_field)
+    items = field.get("items") if isinstance(field, Mapping) else None
+    if not isinstance(items, Mapping):
+        return True
+    return items.get("additionalProperties") is not False or "document" in items.get(
+        "properties", ()
+    )
+
+
+def _choice_output(
+    answer: ChoiceAnswer, answers: Sequence[Answered], all_scores: bool, *, named: bool
+) -> Json:
     encoded, completion = deciding(answer, answers)
     scored = _probabilities(answer, completion)
     best = int(scored.argmax())
@@ -196,7 +209,7 @@ def _choice_output(answer: ChoiceAnswer, answers: Sequence[Answered], all_scores
         reading = completion.reading
         speaks = all_scores or answer.choices[best] not in answer.no_evidence
         if speaks and reading is not None and reading.evidence is not None:
-            evidence = _evidence(answer, encoded, reading.evidence, all_scores)
+            evidence = _evidence(answer, encoded, reading.evidence, all_scores, named)
         output[answer.evidence_field] = evidence
     return output
 
@@ -209,9 +222,12 @@ def _probabilities(answer: ChoiceAnswer, completion: Completion) -> Any:
 
 
 def _evidence(
-    answer: ChoiceAnswer, encoded: EncodedPrompt, scores: Any, all_scores: bool
+    answer: ChoiceAnswer, encoded: EncodedPrompt, scores: Any, all_scores: bool, named: bool
 ) -> list[Json]:
-    """The best spans above the threshold, in document order; at least the best one."""
+    """The best spans above the threshold, in document order; at least the best one.
+
+    `named`: those of a standing index say which document they are of.
+    """
     spans = quotable(encoded.prompt.spans)
     order = [int(at) for at in np.argsort(-scores[: len(spans)], kind="stable")]
     least = 0.0 if all_scores else answer.evidence_threshold
@@ -224,7 +240,7 @@ def _evidence(
             "start": spans[at].start,
             "end": spans[at].end,
             "score": round(float(scores[at]), 4),
-            **({"document": spans[at].document} if spans[at].standing else {}),
+            **({"document": spans[at].document} if named and spans[at].standing else {}),
         }
         for at in sorted(kept, key=lambda at: spans[at].start)
     ]
@@ -270,7 +286,7 @@ def _window_marks(
             least = _least(label, _cut(reading.span_cuts, column), all_scores)
             for at in np.flatnonzero(scores >= least):
                 span = encoded.prompt.spans[int(at)]
-                if not span.standing:
+                if not _of_another(encoded, span):
                     yield Mark(label.name, span.start, span.end, span.text, float(scores[at]))
     if reading.token_labels is not None:
         for column, label in enumerate(inner):
@@ -278,6 +294,11 @@ def _window_marks(
             least = _least(label, cut, all_scores)
             scores = reading.token_labels[:, column]
             yield from _runs(encoded, scores, label, TOKEN_RUN * cut, least)
+
+
+def _of_another(encoded: EncodedPrompt, span: PromptSpan) -> bool:
+    """Whether a span is a standing index's beside a document's, which come first."""
+    return span.standing and not encoded.prompt.spans[0].standing
 
 
 def _cut(cuts: Any, column: int) -> float:
@@ -319,8 +340,8 @@ def _run_mark(
     encoded: EncodedPrompt, ends: Sequence[int], scores: Any, label: SpanLabel, run: Sequence[int]
 ) -> Mark | None:
     span = encoded.prompt.spans[_span_of(encoded, ends, run[0])]
-    if span.standing:
-        return None  # no words of the document that is labelled
+    if _of_another(encoded, span):
+        return None
     left = encoded.token_offsets[run[0]][1] - span.start
     right = encoded.token_offsets[run[-1]][2] - span.start
     text = span.text

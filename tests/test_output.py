@@ -290,6 +290,22 @@ def test_what_a_standing_index_adds_is_not_marked() -> None:
     )
     marks = to_output(marking, [(with_policy(encode()), scores)])["marks"]
     assert [TEXT[m["start"] : m["end"]] for m in marks] == [marks[0]["quote"]]
+    alone = read(span_labels=[[0.95]])  # where there is no document, the passages are labelled
+    (mark,) = to_output(marking, [(with_policy(encode(last=0)), alone)])["marks"]
+    assert mark["quote"] == "Be quick."
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_evidence_without_a_document_says_where_it_is_from_if_it_may(closed: bool) -> None:
+    items = EVIDENCE["items"] | {
+        "properties": dict.fromkeys(("quote", "start", "end", "score"), True),
+        "additionalProperties": not closed,
+    }
+    properties = {"answer": {"enum": ["yes", "no", "silent"]}, "evidence": {"items": items}}
+    choosing = chooser().model_copy(update={"output": {"type": "object", "properties": properties}})
+    completion = read(choices=[0.8, 0.1, 0.1], evidence=[0.9])
+    (piece,) = to_output(choosing, [(with_policy(encode(last=0)), completion)])["evidence"]
+    assert piece.get("document") == (None if closed else "p" * 64)
 
 
 def test_a_quote_is_of_the_document_and_of_a_standing_index_where_there_is_none() -> None:

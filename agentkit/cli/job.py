@@ -36,6 +36,7 @@ from agentkit.workflow.store import new_run_id
 SOME_FAILED = 3
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _REFERENCE = "$document"
+_OUTPUTS = "outputs.json"
 
 
 class Job:
@@ -142,7 +143,7 @@ def _told(
     )
     if reference is None:
         value = {"run": outcome.id, "outputs": dict(outcome.outputs)}
-        return value, {} if out is None else {"outputs.json": _write_outputs(value, out)}
+        return value, {} if out is None else {_OUTPUTS: _write_outputs(value, out)}
     document = kit.documents.get(str(reference[_REFERENCE]))
     try:
         report = build_report(outcome.outputs, document, run_of(outcome, record, compiled.program))
@@ -157,9 +158,10 @@ def _told(
         files |= write_report(
             report, document, out, graph_svg=to_svg(spec), mermaid=to_mermaid(spec)
         )
+        (out / _OUTPUTS).unlink(missing_ok=True)  # an earlier run's
         if others:
             value = {"run": outcome.id, "outputs": others}
-            files["outputs.json"] = _write_outputs(value, out)
+            files[_OUTPUTS] = _write_outputs(value, out)
     _summarise(report)
     return report.as_json() | ({"outputs": others} if others else {}), files
 
@@ -270,7 +272,7 @@ class _Display:
 
 def _write_outputs(value: Json, folder: Path) -> Path:
     """The outputs of a workflow that are no parts of a report."""
-    path = folder / "outputs.json"
+    path = folder / _OUTPUTS
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, value)

@@ -68,12 +68,14 @@ def evaluate(
     for row in found.rows:
         if row.error is not None:
             say(f"{row.id}: {row.error}", label="failed", style="red")
-    if as_json:
-        print_json(found.to_json())
-    else:
-        _show(found)
-    if out is not None:
-        _write(out, found)
+    try:
+        if as_json:
+            print_json(found.to_json())
+        else:
+            _show(found)
+    finally:  # whatever becomes of those who read
+        if out is not None:
+            _write(out, found)
     if found.failed:
         raise typer.Exit(FAILED if found.failed == len(found.rows) else SOME_FAILED)
 

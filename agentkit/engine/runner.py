@@ -370,7 +370,7 @@ class Runner:
         self._ready = [entry for entry in self._ready if entry.tree is not tree]
         for job in (*jobs, *rows, *ready):
             if not job.future.done():
-                job.fail(as_ours(error))  # one for each: who waits for it may note its own place
+                job.fail(as_ours(error))  # wrapped for each: who waits may note its own place
         if self._trees.get(tree.key) is tree:
             del self._trees[tree.key]
 
