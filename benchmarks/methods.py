@@ -114,6 +114,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=2.5, help="of training, each")
     parser.add_argument("--documents", type=int, default=60, help="to train on")
     parser.add_argument("--tuning", type=int, default=10, help="documents to tune on")
+    parser.add_argument("--held", type=int, default=16, help="documents to measure on")
     parser.add_argument("--rounds", type=int, default=2, help="of the timing in the engine")
     parser.add_argument("--characters", type=int, default=8000, help="of the document then read")
     parser.add_argument("--only", action="append", help="variants whose names hold this")
@@ -133,7 +134,7 @@ def main() -> int:
         for one in chosen
     }
     with Kit() as kit:
-        metrics = quality(kit, folders, options.data_dir)
+        metrics = quality(kit, folders, options)
     costs = inference({name: load_skill(folder) for name, folder in folders.items()}, options)
     for name, folder in folders.items():
         found = record(folder)
@@ -187,12 +188,12 @@ def changes(variant: Variant, options: Any) -> dict[str, Any]:
     }
 
 
-def quality(kit: Kit, folders: Mapping[str, Path], data_dir: Path) -> list[Metric]:
+def quality(kit: Kit, folders: Mapping[str, Path], options: Any) -> list[Metric]:
     """Figures of each as served, and what each adds to the frozen backbone with the same head."""
     skills = {
         name: kit.store.admit(load_skill(one, name=SKILL.name)) for name, one in folders.items()
     }
-    rows = held_out(folders[BARE], data_dir)
+    rows = held_out(folders[BARE], options.data_dir, options.held)
     found = compared(
         kit,
         "held out",

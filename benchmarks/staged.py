@@ -36,6 +36,7 @@ def main() -> int:
     parser.add_argument("--documents", type=int, default=12, help="17 rows each, of the small one")
     parser.add_argument("--general", type=int, default=40, help="documents of each of its tasks")
     parser.add_argument("--tuning", type=int, default=10, help="documents to tune on")
+    parser.add_argument("--held", type=int, default=16, help="documents to measure on")
     parser.add_argument("--epochs", type=float, default=4.0, help="of the small training")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--folders", type=Path, default=FOLDERS, help="where they are trained")
@@ -78,7 +79,8 @@ def main() -> int:
             by_seed[f"seed {seed}"] = trained(
                 f"{way}, seed {seed}", into, changes, options.data_dir
             )
-    metrics = quality(folders, general, options.data_dir)
+    rows = held_out(folders["alone"]["seed 7"], options.data_dir, options.held)
+    metrics = quality(folders, general, rows)
     records = {way: [record(one) for one in found.values()] for way, found in folders.items()}
     metrics += [
         Metric("rows", sum(one["train_rows"] for one in records["alone"][0]["data"])),
@@ -105,11 +107,10 @@ class BySeed:
 
 
 def quality(
-    folders: Mapping[str, Mapping[str, Path]], general: Path, data_dir: Path
+    folders: Mapping[str, Mapping[str, Path]], general: Path, asked: Sequence[Row]
 ) -> list[Metric]:
     """Figures of each way and of the general adapter, and what the first way adds to the others."""
     first = next(iter(folders))
-    asked = held_out(next(iter(folders[first].values())), data_dir)
     rows = [replace(row, place=seed) for seed in folders[first] for row in asked]
     with Kit() as kit:
 

@@ -43,8 +43,8 @@ def measured_on(documents: int, **known: Any) -> dict[str, Any]:
     return source(**known) | {"limit": documents, "tuning": 0.999, "holdout": 0.5}
 
 
-def held_out(folder: Path, data_dir: Path) -> list[Row]:
-    """Rows that the training of a folder neither learnt from nor tuned on."""
+def held_out(folder: Path, data_dir: Path, documents: int) -> list[Row]:
+    """Rows of at most so many documents that a folder's training did not learn from or tune on."""
     manifest, _ = read_manifest(folder)
     split = load_rows(
         load_train_spec(folder / "train.yaml"),
@@ -52,7 +52,8 @@ def held_out(folder: Path, data_dir: Path) -> list[Row]:
         data_dir=data_dir,
         document=manifest.retrieval.document,
     )
-    return list(split.holdout)
+    kept = list(dict.fromkeys(row.group for row in split.holdout))[:documents]
+    return [row for row in split.holdout if row.group in kept]
 
 
 def trained(name: str, into: Path, changes: Mapping[str, Any], data_dir: Path) -> Path:
