@@ -22,7 +22,7 @@ BENCHMARKS = {
     "skills_parsing": "skills.py --skill contract-parsing",
     "skills_reporting": "skills.py --skill reporting",
     "unseen_contracts": "unseen_rules.py",
-    "unseen_rules": "unseen_rules.py --folds 4 --minutes 40 --limit 120",
+    "unseen_rules": "unseen_rules.py --folds 3 --minutes 25 --limit 80",
     "own_skill": "own_skill.py",
     "routing": "routing.py",
     "retrieval": "retrieval.py",

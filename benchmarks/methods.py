@@ -205,7 +205,8 @@ def quality(kit: Kit, folders: Mapping[str, Path], options: Any) -> list[Metric]
     for name, one in found.subjects.items():
         known = {figure: one.figures[figure] for figure in QUALITY}
         if less := one.differences.get("accuracy"):  # by how much the frozen one exceeds it
-            known[ADDED] = Figure(*(-end for end in (less.value, less.high, less.low)))
+            ends = (less.value, less.high, less.low)
+            known[ADDED] = Figure(*(None if end is None else 0.0 - end for end in ends))
         for figure, value in known.items():
             metrics += [Metric(f"{name}, {figure}", value.value)]
             metrics += bounds(f"{name}, {figure}", value)
