@@ -8,7 +8,7 @@ import signal
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -158,7 +158,8 @@ def _told(
         files |= write_report(
             report, document, out, graph_svg=to_svg(spec), mermaid=to_mermaid(spec)
         )
-        (out / _OUTPUTS).unlink(missing_ok=True)  # an earlier run's
+        with suppress(OSError):  # an earlier run's
+            (out / _OUTPUTS).unlink()
         if others:
             value = {"run": outcome.id, "outputs": others}
             files[_OUTPUTS] = _write_outputs(value, out)
