@@ -28,7 +28,7 @@ from agentkit.adapters.heads import Head
 from agentkit.training.lower import LowerStates
 from agentkit.training.model import PackModel, trained_tensors
 from agentkit.training.packs import Pack
-from agentkit.training.spec import TrainSpec
+from agentkit.training.spec import TrainSpec, steps_an_epoch
 
 _TRAINED = "trained.safetensors"
 _CLOCK = "seconds"
@@ -232,11 +232,6 @@ def fit(
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
-
-
-def steps_an_epoch(packs: int, packs_per_step: int) -> int:
-    """Steps of one pass over the packs; the last of them may be of fewer."""
-    return -(-packs // packs_per_step)
 
 
 def optimizer_of(model: PackModel, spec: TrainSpec) -> torch.optim.Optimizer:

@@ -11,6 +11,7 @@ from agentkit.errors import MissingExtraError, SkillError
 from agentkit.models import license_of
 from agentkit.pictures import picture
 from agentkit.skill.manifest import Manifest
+from agentkit.training.spec import steps_an_epoch
 
 _CURVE = "training.svg"
 
@@ -142,7 +143,7 @@ def _epochs(metrics: dict[str, Any]) -> float:
     planned = float(training["epochs"])
     if training["max_minutes"] is None or not history:
         return planned
-    an_epoch = -(-metrics["packs"] // training["packs_per_step"])  # as the trainer counts
+    an_epoch = steps_an_epoch(metrics["packs"], training["packs_per_step"])
     done = history[-1]["step"]
     near = planned * an_epoch - done < history[0]["step"]
     return planned if near else float(done / an_epoch)

@@ -237,6 +237,11 @@ class TrainSpec(_Frozen):
         return self.learning_rate or RATES[self.method]
 
 
+def steps_an_epoch(packs: int, packs_per_step: int) -> int:
+    """Steps of one pass over the packs; the last of them may be of fewer."""
+    return -(-packs // packs_per_step)
+
+
 def change_train_spec(path: Path, changes: Mapping[str, Any], into: Path) -> None:
     """Write a `train.yaml` with some settings changed, the rest as it stands, comments included.
 

@@ -85,7 +85,6 @@ def test_an_answer_without_any_choice_leaves_nothing_for_the_next_question(
     scored = replace(free, choices=("yes", "no"))
     wanted = [done(engine, one) for one in (free, scored)]
     for number, request in enumerate((free, scored)):
-        engine.load(skills["plain"])
         sentences = (*OTHER, f"Copy {number}.")
         fresh = replace(request, prompt=prompts(sentences=sentences))
         only = replace(fresh, schema={"const": "yes"}, choices=None)
