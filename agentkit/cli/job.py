@@ -142,17 +142,18 @@ def _told(
         (v for v in record.inputs.values() if isinstance(v, Mapping) and _REFERENCE in v), None
     )
     if reference is None:
-        value = {"run": outcome.id, "outputs": dict(outcome.outputs)}
+        value = {"run": outcome.id, "outputs": {}, **_given(outcome, outcome.outputs)}
         return value, {} if out is None else {_OUTPUTS: _write_outputs(value, out)}
     document = kit.documents.get(str(reference[_REFERENCE]))
     try:
         report = build_report(outcome.outputs, document, run_of(outcome, record, compiled.program))
     except OutputError:
         if out is not None:
-            whole: Json = {"run": outcome.id, "outputs": dict(outcome.outputs)}
-            say(f"no report; what the workflow gave -> {_write_outputs(whole, out)}")
+            whole = _write_outputs({"run": outcome.id, **_given(outcome, outcome.outputs)}, out)
+            say(f"no report; what the workflow gave -> {whole}")
         raise
     others = {name: value for name, value in outcome.outputs.items() if name not in PARTS}
+    beside = _given(outcome, others)
     files: dict[str, Path] = {}
     if out is not None:
         files |= write_report(
@@ -160,11 +161,16 @@ def _told(
         )
         with suppress(OSError):  # an earlier run's
             (out / _OUTPUTS).unlink()
-        if others:
-            value = {"run": outcome.id, "outputs": others}
-            files[_OUTPUTS] = _write_outputs(value, out)
+        if beside:
+            files[_OUTPUTS] = _write_outputs({"run": outcome.id, **beside}, out)
     _summarise(report)
-    return report.as_json() | ({"outputs": others} if others else {}), files
+    return report.as_json() | beside, files
+
+
+def _given(outcome: RunOutcome, outputs: Mapping[str, Json]) -> dict[str, Json]:
+    """Outputs, if there are any, and what the workflow's own `report:` composed."""
+    given: dict[str, Json] = {"outputs": dict(outputs)} if outputs else {}
+    return given if outcome.report is None else given | {"report": dict(outcome.report)}
 
 
 @contextmanager

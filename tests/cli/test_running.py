@@ -201,12 +201,15 @@ def test_what_a_report_has_no_place_for_is_written_beside_it_and_without_a_repor
     call: Call, full: list[str], mark: Path, letter: Path, tmp_path: Path
 ) -> None:
     own = MARK + '  count: "{{ steps.mark.output.clauses | length }}"\n'
-    mark.write_text(own, encoding="utf-8")
+    mark.write_text(own + "report:\n  title: Marked\n", encoding="utf-8")
     given = ["--input", f"document={letter}", "--out", tmp_path / "out"]
     code, out, _ = call(["run", mark, *given, "--json", *full])
     assert code == 0
     told = json.loads(out)
-    outputs = json.loads((tmp_path / "out" / "outputs.json").read_text("utf-8"))["outputs"]
+    beside = json.loads((tmp_path / "out" / "outputs.json").read_text("utf-8"))
+    assert beside["run"] == told["run"]["id"]
+    assert beside["report"] == told["report"] == {"title": "Marked"}
+    outputs = beside["outputs"]
     assert outputs == told["outputs"] == {"count": len(told["clauses"])}
 
     mark.write_text(MARK.replace("  clauses:", "  reviews:"), encoding="utf-8")
