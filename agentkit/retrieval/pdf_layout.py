@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentkit.retrieval.headings import heading_of_line
+from agentkit.retrieval.raised import lowered, raised
 from agentkit.retrieval.reading_order import is_right_to_left, reading_order
 
 _ITEM = re.compile(
@@ -19,6 +20,8 @@ _ITEM = re.compile(
 _ENDS = re.compile(r"[.!?;:]['\"”’)\]]*$")
 _EDGE_LINES = 3
 _SAME = 0.75
+_SMALL = 0.85
+"""Of the height of the word before it: a figure that is raised or lowered."""
 _SAME_HEIGHT = 6
 _DIGITS = re.compile(r"\d+")
 
@@ -62,7 +65,8 @@ def distinct_characters(characters: Sequence[dict[str, Any]]) -> list[dict[str, 
         if any(at and abs(at[0] - x) < _SAME and abs(at[1] - y) < _SAME for at in near):
             continue
         seen[text, column, row] = (x, y)
-        kept.append(character)
+        # To the half point: sizes that a program rounds differently do not cut words.
+        kept.append(character | {"size": round(2 * character["size"]) / 2})
     return kept
 
 
@@ -127,22 +131,61 @@ def rows_of(words: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]
             row.append(word)
         else:
             rows.append([word])
-    return [sorted(row, key=lambda w: w["x0"]) for row in rows]
+    return [sorted(row, key=lambda w: w["x0"]) for row in _with_shifted(rows) if row]
+
+
+def _with_shifted(rows: list[list[Mapping[str, Any]]]) -> list[list[Mapping[str, Any]]]:
+    """Raised and lowered words, which share no baseline with their line, put into it."""
+    homes: dict[int, list[int]] = {}
+    for at, row in enumerate(rows):
+        near = [n for n in range(max(0, at - 2), min(len(rows), at + 3)) if n not in (at, *homes)]
+        found = [_home(word, rows, near) for word in row]
+        # Words of a line, of which one stands beside a large initial, stay together.
+        if -1 not in found:
+            homes[at] = found
+    kept = [[] if at in homes else [*row] for at, row in enumerate(rows)]
+    for at, found in homes.items():
+        for word, home in zip(rows[at], found, strict=True):
+            # A home that moves itself takes its words along.
+            while home in homes:
+                home = homes[home][0]
+            kept[home].append(word)
+    return kept
+
+
+def _home(
+    word: Mapping[str, Any], rows: Sequence[Sequence[Mapping[str, Any]]], near: Iterable[int]
+) -> int:
+    return next((n for n in near if any(_is_beside(word, other) for other in rows[n])), -1)
+
+
+def _is_beside(word: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """A smaller word at the end or the beginning of another, within its height."""
+    height = other["bottom"] - other["top"]
+    if word["bottom"] - word["top"] >= _SMALL * height:
+        return False
+    gap = max(word["x0"] - other["x1"], other["x0"] - word["x1"])
+    middle = (word["top"] + word["bottom"]) / 2
+    return bool(-0.1 * height < gap < 0.35 * height and other["top"] < middle < other["bottom"])
 
 
 def _lines(words: Sequence[Mapping[str, Any]], column: int) -> list[Line]:
-    return [
-        Line(
-            text=row_text(row),
-            x0=row[0]["x0"],
-            x1=max(word["x1"] for word in row),
-            top=min(word["top"] for word in row),
-            bottom=max(word["bottom"] for word in row),
-            bold=all("bold" in str(word.get("fontname", "")).lower() for word in row),
-            column=column,
-        )
-        for row in rows_of(words)
-    ]
+    return [_line(row, column) for row in rows_of(words)]
+
+
+def _line(row: Sequence[Mapping[str, Any]], column: int) -> Line:
+    # A raised figure makes its line no higher.
+    height = _SMALL * max(word["bottom"] - word["top"] for word in row)
+    tall = [word for word in row if word["bottom"] - word["top"] >= height]
+    return Line(
+        text=row_text(row),
+        x0=row[0]["x0"],
+        x1=max(word["x1"] for word in row),
+        top=min(word["top"] for word in tall),
+        bottom=max(word["bottom"] for word in tall),
+        bold=all("bold" in str(word.get("fontname", "")).lower() for word in row),
+        column=column,
+    )
 
 
 def row_text(row: Sequence[Mapping[str, Any]]) -> str:
@@ -154,7 +197,12 @@ def row_text(row: Sequence[Mapping[str, Any]]) -> str:
     for before, word in itertools.pairwise(row):
         size = word["bottom"] - word["top"]
         joined = word["x0"] - before["x1"] < 0.08 * size
-        parts.append(("" if joined else " ") + str(word["text"]))
+        text = str(word["text"])
+        if joined and size < _SMALL * (before["bottom"] - before["top"]):
+            middle = (word["top"] + word["bottom"]) / 2
+            above = middle < (before["top"] + before["bottom"]) / 2
+            text = raised(text) if above else lowered(text)
+        parts.append(("" if joined else " ") + text)
     return "".join(parts)
 
 

@@ -10,9 +10,11 @@ from typing import Any
 
 from agentkit.errors import DocumentError
 from agentkit.retrieval.docx_numbering import Numbering, W, number_of, value_of
+from agentkit.retrieval.docx_symbols import M, field_value, formula, is_on, symbol
 from agentkit.retrieval.draft import Draft, DraftBuilder
 from agentkit.retrieval.formats import DOCX
 from agentkit.retrieval.headings import find_headings
+from agentkit.retrieval.raised import lowered, raised
 
 _MAX_UNPACKED = 1_000_000_000
 _FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
@@ -28,14 +30,15 @@ _FIXED = {
     f"{W}noBreakHyphen": "-",
     f"{W}softHyphen": "",
 }
+_SHIFTS = {"superscript": raised, "subscript": lowered}
 
 
 def read_docx(data: bytes, name: str) -> Draft:
     """Paragraphs with their automatic numbers, table rows with ` | `, then the footnotes.
 
     Headings are paragraphs with a heading style or an outline level; a document without any is
-    read for headings by their form. Page headers, footers and comments are left out with a
-    warning.
+    read for headings by their form. Hidden text, page headers, footers and comments are left out
+    with a warning.
 
     Raises:
         DocumentError: truncated, damaged, or larger unpacked than a document can be.
@@ -82,6 +85,7 @@ class _Reader:
         self._notes: list[tuple[str, str, str]] = []
         self._seen: Counter[str] = Counter()
         self._boxes: list[Any] = []
+        self._style: str | None = None
 
     def read(self) -> Draft:
         for block in _blocks(self._package.element.body):
@@ -105,9 +109,14 @@ class _Reader:
         if block.tag == f"{W}tbl":
             for row in _rows(block):
                 self._row(row)
+                self._write_boxes()
             return
         text, level, tight = self._paragraph(block)
         self._builder.paragraph(text, level=level, tight=tight)
+        self._write_boxes()
+
+    def _write_boxes(self) -> None:
+        """What the text boxes anchored in the last block say."""
         boxes, self._boxes = self._boxes, []
         for box in boxes:
             for inner in _blocks(box):
@@ -139,7 +148,7 @@ class _Reader:
     def _paragraph(self, paragraph: Any) -> tuple[str, int | None, bool]:
         """Its text with its label, its heading level, and whether it is a list item."""
         properties = paragraph.find(f"{W}pPr")
-        style = value_of(properties, "pStyle")
+        self._style = style = value_of(properties, "pStyle")
         text = "".join(self._runs(paragraph)).replace("\xa0", " ")
         level = self._heading_level(properties, style)
         list_id, depth = self._list(properties, style)
@@ -158,8 +167,16 @@ class _Reader:
                 yield child.text or ""
             elif tag in _FIXED:
                 yield _FIXED[tag]
+            elif tag == f"{W}r":
+                yield self._run(child)
             elif tag == f"{W}sym":
-                yield "•"
+                known = symbol(child)
+                self._seen["symbols"] += known is None
+                yield "•" if known is None else known
+            elif tag in (f"{W}checkBox", f"{W}ddList"):
+                yield field_value(child)
+            elif tag == f"{M}oMath":
+                yield "".join(formula(child))
             elif tag in (f"{W}footnoteReference", f"{W}endnoteReference"):
                 kind = tag.removeprefix(W).removesuffix("Reference")
                 mark = str(len(self._notes) + 1)
@@ -171,6 +188,24 @@ class _Reader:
                 self._seen["changes"] += tag in (f"{W}ins", f"{W}moveTo")
                 self._seen["comments"] += tag == f"{W}commentReference"
                 yield from self._runs(child)
+
+    def _run(self, run: Any) -> str:
+        text = "".join(self._runs(run))
+        properties = run.find(f"{W}rPr")
+        if text.strip() and self._is_hidden(properties):
+            self._seen["hidden"] += 1
+            return ""
+        shift = value_of(properties, "vertAlign")
+        for style in self._style_chain(value_of(properties, "rStyle")):
+            shift = shift or value_of(style.find(f"{W}rPr"), "vertAlign")
+        return _SHIFTS[shift](text) if shift in _SHIFTS else text
+
+    def _is_hidden(self, properties: Any) -> bool:
+        """By the run's own properties, else by its style's, else by its paragraph's style."""
+        styles = (value_of(properties, "rStyle"), self._style)
+        chain = (one.find(f"{W}rPr") for style in styles for one in self._style_chain(style))
+        said = (is_on(element, "vanish") for element in (properties, *chain))
+        return next((one for one in said if one is not None), False)
 
     def _style_chain(self, style: str | None) -> Iterator[Any]:
         visited: set[str] = set()
@@ -221,6 +256,7 @@ class _Reader:
                 if note.get(f"{W}id") == note_id:
                     texts = (self._paragraph(block)[0].strip() for block in _blocks(note))
                     self._builder.paragraph(f"[{mark}] " + " ".join(filter(None, texts)))
+                    self._write_boxes()
 
     def _warn(self) -> None:
         warnings = self._builder.warnings
@@ -228,15 +264,35 @@ class _Reader:
             warnings.append(f"{self._seen['changes']} tracked changes were read as accepted")
         if self._seen["comments"]:
             warnings.append(f"{self._seen['comments']} comments were left out")
-        running = []
-        for section in self._package.sections:
-            for part in (section.header, section.footer):
-                text = " ".join(p.text.strip() for p in part.paragraphs if p.text.strip())
-                if text and not part.is_linked_to_previous and text not in running:
-                    running.append(text)
+        if self._seen["hidden"]:
+            warnings.append(f"{self._seen['hidden']} hidden passages were left out")
+        if self._seen["symbols"]:
+            warnings.append(
+                f"{self._seen['symbols']} characters of a symbol font are not known: read as •"
+            )
+        running = list(dict.fromkeys(filter(None, map(_words, self._edges()))))
         if running:
             shown = "; ".join(text[:80] for text in running[:5])
             warnings.append(f"page headers and footers were left out: {shown}")
+
+    def _edges(self) -> Iterator[Any]:
+        """Headers and footers that some page shows."""
+        even = self._package.settings.odd_and_even_pages_header_footer
+        for section in self._package.sections:
+            yield from (section.header, section.footer)
+            if section.different_first_page_header_footer:
+                yield from (section.first_page_header, section.first_page_footer)
+            if even:
+                yield from (section.even_page_header, section.even_page_footer)
+
+
+def _words(edge: Any) -> str:
+    """All that a header or footer says, in tables too; nothing if it is the section before's."""
+    if edge.is_linked_to_previous:
+        return ""
+    paragraphs = edge._element.iter(f"{W}p")
+    texts = ("".join(text.text or "" for text in one.iter(f"{W}t")).strip() for one in paragraphs)
+    return " ".join(filter(None, texts))
 
 
 def _blocks(container: Any) -> Iterator[Any]:

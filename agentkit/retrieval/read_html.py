@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 from agentkit.errors import DocumentError
 from agentkit.retrieval.decoding import decode_html
+from agentkit.retrieval.docx_numbering import spell
 from agentkit.retrieval.draft import Draft, DraftBuilder
 from agentkit.retrieval.formats import HTML
 from agentkit.retrieval.headings import find_headings
+from agentkit.retrieval.raised import lowered, raised
 
 # fmt: off
 _DROPPED = frozenset((
     "script", "style", "template", "head", "noscript", "svg", "math", "iframe", "object",
-    "canvas", "audio", "video", "select", "button",
+    "canvas", "audio", "video", "button",
 ))
 _INLINE = frozenset((
     "a", "abbr", "acronym", "b", "bdi", "bdo", "big", "cite", "code", "data", "del", "dfn", "em",
     "font", "i", "img", "input", "ins", "kbd", "label", "mark", "q", "s", "samp", "small", "span",
-    "strike", "strong", "sub", "sup", "time", "tt", "u", "var", "wbr", "br", "td", "th",
+    "strike", "strong", "sub", "sup", "time", "tt", "u", "var", "wbr", "br", "td", "th", "select",
+    "option", "optgroup", "textarea",
 ))
 # fmt: on
+_SHIFTS = {"sup": raised, "sub": lowered}
+_TYPED = frozenset(("text", "number", "date", "email", "tel", "url", "search", "time", "month"))
+_TICKED = frozenset(("checkbox", "radio"))
+_FORMS = {"a": "lowerLetter", "A": "upperLetter", "i": "lowerRoman", "I": "upperRoman"}
+_STYLES = {
+    **dict.fromkeys(("lower-alpha", "lower-latin"), "lowerLetter"),
+    **dict.fromkeys(("upper-alpha", "upper-latin"), "upperLetter"),
+    "lower-roman": "lowerRoman",
+    "upper-roman": "upperRoman",
+    "decimal-leading-zero": "decimalZero",
+    "decimal": "decimal",
+}
+_LIST_STYLE = re.compile(r"list-style(?:-type)?\s*:\s*([a-z-]+)", re.IGNORECASE)
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _XML_DECLARATION = re.compile(r"^\s*<\?xml[^>]*\?>")
 _HIDDEN_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
-_LONE_MARK = re.compile(r"\s*(?:-|\w{1,6}\.)\s+")
+_LONE_MARK = re.compile(r"\s*(?:-|-?\w{1,9}\.)\s+")
 _WHITE = re.compile(r"[ \t\n\r\f]+")
 
 
@@ -61,6 +76,8 @@ def read_html(data: bytes, name: str) -> Draft:
     draft = walker.builder.build()
     if walker.hidden:
         warnings += (f"{walker.hidden} hidden passages of the page were left out",)
+    if walker.formulas:
+        warnings += (f"{walker.formulas} formulas of the page were left out",)
     headings = draft.headings or find_headings(draft.text)
     return Draft(draft.text, HTML, headings, (), warnings)
 
@@ -71,11 +88,13 @@ class _Walker:
     def __init__(self) -> None:
         self.builder = DraftBuilder(HTML)
         self.hidden = 0
+        self.formulas = 0
         self._inline: list[str] = []
         self._level: int | None = None
         self._tight = False
         self._pre = 0
-        self._counters: list[Iterator[str]] = []
+        self._lists: list[_List] = []
+        self._shifts: list[Callable[[str], str]] = []
 
     def walk(self, root: Any) -> None:
         from lxml import etree
@@ -89,13 +108,14 @@ class _Walker:
                 continue
             if event == "start":
                 hidden = _is_hidden(element)
-                if tag in _DROPPED or hidden:
+                if tag in _DROPPED or hidden or _is_not_chosen(element):
                     self.hidden += bool(hidden and "".join(element.itertext()).strip())
+                    self.formulas += tag == "math" and not hidden
                     events.skip_subtree()
                 else:
                     self._start(tag, element)
             else:
-                if tag not in _DROPPED and not _is_hidden(element):
+                if not (tag in _DROPPED or _is_hidden(element) or _is_not_chosen(element)):
                     self._end(tag)
                 self._text(element.tail)
         self._flush()
@@ -106,12 +126,12 @@ class _Walker:
         elif tag not in _INLINE:
             self._flush()
         if tag in ("ol", "ul"):
-            self._counters.append(_marks(element) if tag == "ol" else itertools.repeat("-"))
+            self._lists.append(_List(element))
         elif tag == "li":
             if self._tight and _LONE_MARK.fullmatch("".join(self._inline)):
                 self._inline.clear()
-            mark = next(self._counters[-1], "-") if self._counters else "-"
-            self._inline.append(f"{mark} ")
+            mark = self._lists[-1].mark(element) if self._lists else "-"
+            self._inline.append(f"{mark} " if mark else "")
             self._tight = True
         elif tag == "tr":
             self._tight = True
@@ -119,22 +139,29 @@ class _Walker:
             self._inline.append(" | ")
         elif tag == "pre":
             self._pre += 1
+        elif tag == "input":
+            self._text(_entered(element))
+        elif tag in _SHIFTS:
+            self._shifts.append(_SHIFTS[tag])
         self._level = _HEADINGS.get(tag, self._level)
         self._text(element.text)
 
     def _end(self, tag: str) -> None:
         if tag not in _INLINE:
             self._flush()
-        if tag in ("ol", "ul") and self._counters:
-            self._counters.pop()
+        if tag in ("ol", "ul") and self._lists:
+            self._lists.pop()
         elif tag == "pre":
             self._pre -= 1
+        elif tag in _SHIFTS:
+            self._shifts.pop()
         if tag in _HEADINGS:
             self._level = None
 
     def _text(self, text: str | None) -> None:
         if text:
-            self._inline.append(text if self._pre else _WHITE.sub(" ", text))
+            shown = text if self._pre else _WHITE.sub(" ", text)
+            self._inline.append(self._shifts[-1](shown) if self._shifts else shown)
 
     def _flush(self) -> None:
         text = "".join(self._inline)
@@ -150,17 +177,50 @@ class _Walker:
             self._tight = False
 
 
-def _marks(element: Any) -> Iterator[str]:
-    """The numbers of an ordered list, which its source does not spell out."""
-    start = element.get("start", "1")
-    number = int(start) if re.fullmatch(r"\d{1,6}", start) else 1
-    kind = element.get("type", "1")
-    while True:
-        if kind in ("a", "A") and 1 <= number <= 26:
-            yield f"{chr(ord(kind) + number - 1)}."
-        else:
-            yield f"{number}."
-        number += 1
+class _List:
+    """Stateful: the marks of a list's items, which its source does not spell out."""
+
+    def __init__(self, element: Any) -> None:
+        self._plain = element.tag == "ul"
+        self._step = 1 if element.get("reversed") is None else -1
+        items = sum(child.tag == "li" for child in element)
+        self._next = _whole(element.get("start"), 1 if self._step == 1 else items)
+        self._form = _FORMS.get(element.get("type", ""), "decimal")
+        style = _LIST_STYLE.search(element.get("style") or "")
+        if style:
+            name = style[1].lower()
+            self._form = _STYLES.get(name, "" if name == "none" else self._form)
+
+    def mark(self, item: Any) -> str:
+        """The mark of the next item; empty where the list shows none."""
+        if self._plain:
+            return "-" if self._form else ""
+        number = _whole(item.get("value"), self._next)
+        self._next = number + self._step
+        return f"{spell(number, self._form)}." if self._form else ""
+
+
+def _whole(text: str | None, otherwise: int) -> int:
+    return int(text) if text and re.fullmatch(r"-?[0-9]{1,6}", text.strip()) else otherwise
+
+
+def _entered(element: Any) -> str:
+    """What a field of a form shows."""
+    kind = (element.get("type") or "text").lower()
+    if kind in _TICKED:
+        return "☐" if element.get("checked") is None else "☒"
+    return str(element.get("value") or "") if kind in _TYPED else ""
+
+
+def _is_not_chosen(element: Any) -> bool:
+    """An option of a list that shows another one."""
+    if element.tag != "option":
+        return False
+    within = next(element.iterancestors("select"), element.getparent())
+    options = list(within.iter("option"))
+    chosen = [one for one in options if one.get("selected") is not None]
+    several = within.get("multiple") is not None
+    return element not in (chosen if chosen or several else options[:1])
 
 
 def _is_hidden(element: Any) -> bool:

@@ -24,6 +24,7 @@ from agentkit.retrieval.pdf_layout import (
 from agentkit.retrieval.pdf_tables import table_rows
 
 _TAIL = 2048
+_MARKS = frozenset(("/Text", "/Highlight", "/StrikeOut", "/Underline", "/Squiggly", "/Caret"))
 _MAX_HEADING = 120
 _MAX_PAGES = 20_000
 _UNMAPPED = re.compile(r"\(cid:\d+\)")
@@ -36,12 +37,13 @@ _HYPHENATED = frozenset(("non", "self", "co", "pre", "post", "third", "anti", "c
 def read_pdf(data: bytes, name: str) -> Draft:
     """Paragraphs over line and page ends, headings by their form, `pages` by their start offset.
 
-    Running headers and footers are left out with a warning; filled form fields follow the text.
+    Running headers and footers are left out with a warning; filled form fields and notes written
+    onto the pages follow the text.
 
     Raises:
         DocumentError: encrypted, truncated, damaged, or without any text (scanned).
     """
-    fields = _check(data, name)
+    fields, notes, marks = _check(data, name)
     pages, empty = _read_lines(data, name)
     left_out = running_lines(pages)
     builder = DraftBuilder(PDF)
@@ -58,6 +60,13 @@ def read_pdf(data: bytes, name: str) -> Draft:
         for key, value in fields:
             builder.paragraph(f"{key}: {value}", tight=True)
         builder.warnings.append(f"{len(fields)} filled form fields were added after the text")
+    if notes:
+        builder.paragraph("Notes on the pages", level=1)
+        for page, text in notes:
+            builder.paragraph(f"Page {page}: {text}", tight=True)
+        builder.warnings.append(f"{len(notes)} notes on the pages were added after the text")
+    if marks:
+        builder.warnings.append(f"{marks} comments, highlights and strike-outs were left out")
     draft = builder.build()
     formed = find_headings(draft.text)
     offsets = {heading.offset for heading in formed}
@@ -65,8 +74,13 @@ def read_pdf(data: bytes, name: str) -> Draft:
     return replace(draft, headings=tuple(sorted((*formed, *large), key=lambda h: h.offset)))
 
 
-def _check(data: bytes, name: str) -> list[tuple[str, str]]:
-    """Refuse what cannot be read whole; returns the filled form fields."""
+_Fields = list[tuple[str, str]]
+_Notes = list[tuple[int, str]]
+
+
+def _check(data: bytes, name: str) -> tuple[_Fields, _Notes, int]:
+    """Refuse what cannot be read whole; returns filled form fields, notes with the 1-based numbers
+    of their pages, and how many other marks a reader has made."""
     from pypdf import PdfReader
     from pypdf.errors import PyPdfError
 
@@ -91,14 +105,45 @@ def _check(data: bytes, name: str) -> list[tuple[str, str]]:
             )
         if not pages:
             raise DocumentError("a PDF without pages", where=name, hint="download it again")
-        fields = reader.get_form_text_fields() or {}
+        fields = _form_fields(reader)
+        notes, marks = _annotations(reader)
     except PyPdfError as error:
         raise DocumentError(
             f"a damaged PDF: {error}", where=name, hint="copy or download it again"
         ) from error
-    return [
-        (str(key), str(value).strip()) for key, value in fields.items() if str(value or "").strip()
-    ]
+    return fields, notes, marks
+
+
+def _form_fields(reader: Any) -> _Fields:
+    """What is filled in: texts, choices, and the boxes and buttons that are ticked."""
+    found: _Fields = []
+    for key, field in (reader.get_fields() or {}).items():
+        value = field.get("/V")
+        if field.get("/FT") == "/Btn":
+            ticked = str(value or "/Off")
+            value = None if ticked == "/Off" else ticked.removeprefix("/")
+        elif field.get("/FT") not in ("/Tx", "/Ch"):
+            continue
+        chosen = value if isinstance(value, list) else [value]
+        text = ", ".join(str(one).strip() for one in chosen if str(one or "").strip())
+        if text:
+            found.append((str(key), text))
+    return found
+
+
+def _annotations(reader: Any) -> tuple[_Notes, int]:
+    notes: _Notes = []
+    marks = 0
+    for number, page in enumerate(reader.pages, 1):
+        annotations = page.get("/Annots")
+        for one in (annotations.get_object() if annotations is not None else None) or ():
+            known = one.get_object()
+            kind = known.get("/Subtype") if known is not None else None
+            text = str(known.get("/Contents") or "").strip() if kind == "/FreeText" else ""
+            if text:
+                notes.append((number, " ".join(text.split())))
+            marks += kind in _MARKS
+    return notes, marks
 
 
 def _read_lines(data: bytes, name: str) -> tuple[list[list[Line]], list[int]]:
@@ -155,7 +200,7 @@ def _words(page: Any) -> list[dict[str, Any]]:
     words: list[dict[str, Any]] = extract_words(
         distinct_characters(page.chars),
         x_tolerance_ratio=0.15,
-        extra_attrs=["fontname"],
+        extra_attrs=["fontname", "size"],
         expand_ligatures=True,
     )
     return words

@@ -11,6 +11,7 @@ import docx
 import pytest
 from PIL import Image
 from pypdf import PdfReader, PdfWriter
+from pypdf.annotations import FreeText, Text
 from reportlab.lib.styles import getSampleStyleSheet
 from reportlab.pdfgen import canvas
 from reportlab.platypus import PageBreak, Paragraph, SimpleDocTemplate
@@ -138,6 +139,59 @@ def test_filled_form_fields_are_added_with_a_warning(tmp_path):
     document = read(tmp_path / "a.pdf")
     assert "party: Gamma GmbH" in document.text
     assert any("form field" in warning for warning in document.warnings)
+
+
+def test_choices_ticks_and_notes_of_a_pdf_are_read_and_other_marks_counted(tmp_path):
+    page = canvas.Canvas(str(tmp_path / "plain.pdf"))
+    page.drawString(72, 700, "The law of the agreement is given in the form below.")
+    form = page.acroForm
+    form.choice(name="law", value="Norway", options=["Norway", "Peru"], x=72, y=600)
+    form.checkbox(name="agreed", checked=True, x=72, y=500)
+    form.checkbox(name="refused", checked=False, x=72, y=480)
+    page.save()
+    writer = PdfWriter(clone_from=PdfReader(tmp_path / "plain.pdf"))
+    place = (72, 400, 200, 420)
+    writer.add_annotation(0, FreeText(text="Clause 7 is struck out.", rect=place))
+    writer.add_annotation(0, Text(text="why?", rect=place))
+    writer.write(tmp_path / "a.pdf")
+    document = read(tmp_path / "a.pdf")
+    assert document.text.split("\n\n")[1:] == [
+        "Form fields\nlaw: Norway\nagreed: Yes",
+        "Notes on the pages\nPage 1: Clause 7 is struck out.",
+    ]
+    assert document.warnings == (
+        "2 filled form fields were added after the text",
+        "1 notes on the pages were added after the text",
+        "1 comments, highlights and strike-outs were left out",
+    )
+
+
+def test_a_raised_figure_of_a_pdf_does_not_lengthen_the_number_before_it(tmp_path):
+    page = canvas.Canvas(str(tmp_path / "a.pdf"))
+
+    def line(y, *parts):
+        x = 72
+        for text, size, rise in parts:
+            page.setFont("Helvetica", size)
+            page.drawString(x, y + rise, text)
+            x += page.stringWidth(text, "Helvetica", size)
+
+    line(700, ("The cap is EUR 500", 12, 0), ("1", 7, 4), (" and 10", 12, 0), ("6", 7, 5))
+    line(680, ("units of H", 12, 0), ("2", 7, -3), ("O by the 1", 12, 0), ("st", 7, 4))
+    line(640, ("S", 12, 0), ("MALL", 9, 0), (" C", 12, 0), ("APS", 9, 0), (" stay words.", 12, 0))
+    line(600, ("1", 7, 4), (" See the annex.", 10, 0))
+    page.setFont("Helvetica", 30)
+    page.drawString(72, 540, "W")
+    page.setFont("Helvetica", 10)
+    page.drawString(101, 552, "hereas the parties have met before")
+    page.drawString(101, 540, "and agreed on all of the terms")
+    page.save()
+    text = read(tmp_path / "a.pdf").text
+    assert "The cap is EUR 500¹ and 10⁶ units of H₂O by the 1st" in text
+    assert "SMALL CAPS stay words." in text
+    assert "1 See the annex." in text
+    assert "hereas the parties have met before" in text
+    assert "and agreed on all of the terms" in text
 
 
 def test_a_scanned_pdf_is_refused_by_name(tmp_path, settings):

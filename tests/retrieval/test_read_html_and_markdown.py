@@ -74,3 +74,37 @@ def test_markdown_offsets_hold_with_any_line_ends():
     text = "# One\r\nWords.\r\n\r# Two\rMore."
     document = document_from_text(text, media_type="text/markdown")
     assert [text[s.start : s.start + 5] for s in document.sections] == ["# One", "# Two"]
+
+
+def test_a_raised_figure_of_a_page_does_not_lengthen_the_number_before_it():
+    page = "<p>EUR 500<sup><a href='#n'>1</a></sup> and 10<sup>-6</sup> of H<sub>2</sub>O, 1<sup>st"
+    assert read(page.encode()).text == "EUR 500¹ and 10⁻⁶ of H₂O, 1st"
+
+
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        ("<ol start=3><li>x<li value=9>y<li>z</ol>", "3. x\n9. y\n10. z"),
+        ("<ol type=i start=3><li>x<li>y</ol>", "iii. x\niv. y"),
+        ("<ol type=A><li>x<li>y</ol>", "A. x\nB. y"),
+        ("<ol reversed><li>x<li>y</ol>", "2. x\n1. y"),
+        ("<ol style='list-style-type: upper-roman'><li>x<li>y</ol>", "I. x\nII. y"),
+        ("<ul style='list-style: none'><li>x<li>y</ul>", "x\ny"),
+    ],
+)
+def test_items_bear_the_marks_that_a_browser_shows(page, text):
+    assert read(f"<p>Terms</p>{page}".encode()).text == f"Terms\n{text}"
+
+
+def test_forms_are_read_as_they_are_filled_in():
+    page = (
+        "<p>Law: <select><option>Norway<option selected>Peru</select></p>"
+        "<p>Name: <input value='Gamma GmbH'> <input type=password value=secret></p>"
+        "<p><input type=checkbox checked> agreed <input type=radio> refused</p>"
+        "<p>It costs <math><mn>5</mn></math> euros.</p>"
+    )
+    document = read(page.encode())
+    assert document.text == (
+        "Law: Peru\n\nName: Gamma GmbH\n\n☒ agreed ☐ refused\n\nIt costs euros."
+    )
+    assert document.warnings == ("1 formulas of the page were left out",)
