@@ -8,8 +8,8 @@ offsets are then taken from the document, so a quote cannot be wrong.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -293,7 +293,7 @@ def _window_marks(
             cut = _cut(reading.token_cuts, column)
             least = _least(label, cut, all_scores)
             scores = reading.token_labels[:, column]
-            yield from _runs(encoded, scores, label, TOKEN_RUN * cut, least)
+            yield from _joined(_runs(encoded, scores, label, TOKEN_RUN * cut, least))
 
 
 def _of_another(encoded: EncodedPrompt, span: PromptSpan) -> bool:
@@ -330,6 +330,23 @@ def _runs(
                 yield mark
             run = []
         run.append(at)
+
+
+def _joined(marks: Iterable[Mark]) -> Iterator[Mark]:
+    """The marks of a label in order, those that share a word as one."""
+    before: Mark | None = None
+    for mark in marks:
+        if before is not None and mark.start < before.end:
+            # Each runs to the ends of its words, so the later one ends last.
+            end = max(before.end, mark.end)
+            quote = before.quote + mark.quote[before.end - mark.start :]
+            before = replace(before, end=end, quote=quote, score=max(before.score, mark.score))
+            continue
+        if before is not None:
+            yield before
+        before = mark
+    if before is not None:
+        yield before
 
 
 def _span_of(encoded: EncodedPrompt, ends: Sequence[int], at: int) -> int:

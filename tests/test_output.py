@@ -433,6 +433,21 @@ def test_a_run_of_tokens_becomes_one_mark_without_its_punctuation() -> None:
         assert TEXT[mark["start"] : mark["end"]] == mark["value"]
 
 
+def test_runs_within_one_word_are_one_mark() -> None:
+    text = "Acmecorp and Bolt sign."
+    encoded = encode(text)
+    scores = token_scores(encoded, {"Bolt": 0.7}, text)
+    pieces = [row for row, (_, left, _) in enumerate(encoded.token_offsets) if left < 8]
+    assert len(pieces) > 2
+    scores[pieces[0]], scores[pieces[-1]] = 0.6, 0.9
+    completion = read(span_labels=[[0, 0]], token_labels=scores)
+    names = to_output(LABELLER, [(encoded, completion)])["names"]
+    assert [(m["value"], m["start"], m["end"], m["score"]) for m in names] == [
+        ("Acmecorp", 0, 8, 0.9),
+        ("Bolt", 13, 17, 0.7),
+    ]
+
+
 def test_a_run_never_crosses_a_span() -> None:
     encoded = encode()
     scores = np.full((len(encoded.token_offsets), 1), 0.9)

@@ -4,7 +4,8 @@ Where a schema says `x-grounded: true` of a string, whatever in it holds a digit
 is a word of the prompt, in its own capitals or with its first letter large; a sentence may begin
 with a common opening word, too. The grammar has no others, so an amount, a date or a party that is
 not there cannot be written. `may` of a prompt makes no `May`, nor any other month.
-A number is taken whole: of `8.5` neither `8` nor `5` was shown.
+A number is taken whole: of `8.5` neither `8` nor `5` was shown. Signs of a currency and `%` are
+there if the prompt has them: what is 500 euros there cannot become $500.
 Between words there is a space, so that none is made of two; names and numbers that follow each
 other (`Section 7.4`, `Do Not Track`) do so in the prompt, so that no name is made of two either.
 Numbers spelt out (`thirty`) are words like others.
@@ -35,14 +36,12 @@ _MONTHS = frozenset(
 )
 _ALONE = re.compile(r"(?<!\S)[(“‘\"']?([a-zß-öø-ÿ]{3,})[,;:.!?)”’\"']{0,2}(?!\S)")
 """A common word that stands between spaces, and is no part of an address or of a contraction."""
-_SPACE = r"[,;:)’'”%$€£]{0,2} (?:[%&+/–—-] )?[(“‘'$€£]?"
-_APART = r"(?:[,;:)’'”%$€£]{1,2} (?:[%&+/–—-] )?[(“‘'$€£]?| [%&+/–—-] [(“‘'$€£]?| [(“‘'$€£])"
-"""What stands between words, and what says that a new name begins."""
+_SIGNS = "%$€£"
+"""What makes an amount of a number, or another amount of it."""
 _NEAR = re.compile(r"-| ?\n?")
 """What stands between the words of a name."""
 _LONGEST = 6
 """Words of the longest name that is taken whole."""
-_END = r"(?: ?%)?[.!?)”’']{0,3}"
 _MOST = 500
 """Words and names of several words that a grammar may list: those that a prompt has first."""
 
@@ -120,10 +119,17 @@ def grounded_pattern(shown: str) -> str:
     ]
     runs = [*_runs(shown, WORD, common), *_runs(shown, _WHOLE, common)]
     named = f"(?:{'|'.join([*_listed(told), *_listed(runs)])})(?:['’]s)?"
-    names = f"{named}(?:{_APART}{named})*" if told else r"[^\s\S]"
-    then = f"(?:{_SPACE}{names})?"
-    sentence = rf"[(“‘'$€£]?(?:{names}|(?:{opening}){then})(?:{_SPACE}{_COMMON}{then})*"
-    return rf"^{sentence}(?:(?: ?%)?[)”’']?[.!?] {sentence})*{_END}$"
+    signs = "".join(sign for sign in _SIGNS if sign in shown)
+    before = f"[(“‘'{signs.replace('%', '')}]"
+    after, between = f"[,;:)’'”{signs}]", f"[{'%' if '%' in signs else ''}&+/–—-]"
+    share = "(?: ?%)?" if "%" in signs else ""
+    space = f"{after}{{0,2}} (?:{between} )?{before}?"
+    # What says that a new name begins.
+    apart = f"(?:{after}{{1,2}} (?:{between} )?{before}?| {between} {before}?| {before})"
+    names = f"{named}(?:{apart}{named})*" if told else r"[^\s\S]"
+    then = f"(?:{space}{names})?"
+    sentence = rf"{before}?(?:{names}|(?:{opening}){then})(?:{space}{_COMMON}{then})*"
+    return rf"^{sentence}(?:{share}[)”’']?[.!?] {sentence})*{share}[.!?)”’']{{0,3}}$"
 
 
 def _runs(shown: str, words: re.Pattern[str], common: set[str]) -> list[str]:

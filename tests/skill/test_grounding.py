@@ -26,7 +26,7 @@ SHOWN = (
         "A fee of 8.5% is due to AT&T's bank (see Section 7.4).",
         "AT&T Corp's fee.",
         "Müller, ACME and AT&T (Müller GmbH’s bank) are paid, see Section 7.4, March 2024.",
-        "$1,500 is the most, and/or 8.5 %. The well-known fee doesn't apply 24/7.",
+        "1,500 is the most, and/or 8.5 %. The well-known fee doesn't apply 24/7.",
     ],
 )
 def test_what_was_shown_may_be_written(text: str) -> None:
@@ -53,6 +53,9 @@ def test_what_was_shown_may_be_written(text: str) -> None:
         "The fee of 8.5.3 % is due.",
         "Müller-ACME pays.",
         "Because of the bank's())fees.",
+        "$1,500 is the most.",
+        "It costs £1,500.",
+        "It costs 1,500€.",
         "",
     ],
 )
@@ -92,6 +95,14 @@ def test_ordinary_words_begin_sentences_and_no_month_is_made_of_a_verb() -> None
         assert re.search(pattern, text), text
     for text in ("The Users agree.", "It ends in May.", "It is Globex.", "It is Doesn."):
         assert not re.search(pattern, text), text
+
+
+def test_a_sign_that_was_not_shown_makes_no_amount_of_a_number() -> None:
+    pattern = grounded_pattern("The fee is capped at £500,000 and notice is 30 days.")
+    for text in ("It is capped at £500,000.", "Notice is 30 days."):
+        assert re.search(pattern, text)
+    for text in ("It is capped at $500,000.", "It is 500,000%.", "Notice is 30 %."):
+        assert not re.search(pattern, text)
 
 
 @pytest.mark.parametrize(
