@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -13,10 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 stderr = Console(stderr=True)
+_DRIVES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Controls with which words of a document could drive a terminal."""
 
 
 def say(text: str, *, label: str = "", style: str = "") -> None:
     """A line on stderr, as it is: a path or a `file:line:column` is never broken in two."""
+    text = _shown(text)
     line = Text.assemble((label, f"bold {style}"), " ", text) if label else Text(text, style)
     stderr.print(line, soft_wrap=True)
 
@@ -38,7 +42,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout: drawn on a terminal, tab-separated in a pipe."""
     if not sys.stdout.isatty():
         for row in (columns, *rows):
-            sys.stdout.write("\t".join(cell.replace("\n", " ") for cell in row) + "\n")
+            cells = (_shown(cell).replace("\n", " ").replace("\t", " ") for cell in row)
+            sys.stdout.write("\t".join(cells) + "\n")
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
@@ -51,4 +56,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def _literal(text: str) -> str:
     from rich.markup import escape
 
-    return escape(text)
+    return escape(_shown(text))
+
+
+def _shown(text: str) -> str:
+    return _DRIVES.sub("\ufffd", text)

@@ -17,6 +17,8 @@ VERDICTS = {
 }
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>&|~$])")
+_OPENING = re.compile(r"^(\d{0,9})([.)](?= |$)|#(?=#{0,5}(?: |$))|[+-](?= |$)|-(?=-+$))")
+"""What would make a heading, a list item or a rule of a line that begins with it."""
 _UNSEEN = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069]")
 """Controls that could drive a terminal or turn the reading direction."""
 _LINKED = re.compile(r"\S*(?:[:/]/|@|\bwww\.|\bmailto:|\w\.[^\W\d_]{2,})\S*", re.IGNORECASE)
@@ -30,7 +32,8 @@ def escape(text: str) -> str:
     is a link, HTML, emphasis or a table cell's end; words that look like an address are given as
     code, which no renderer turns into a link.
     """
-    return " ".join(_word(word) for word in _UNSEEN.sub("\ufffd", text).split())
+    line = " ".join(_word(word) for word in _UNSEEN.sub("\ufffd", text).split())
+    return _OPENING.sub(r"\1\\\2", line)
 
 
 def code(text: str) -> str:
@@ -40,8 +43,8 @@ def code(text: str) -> str:
         return ""
     if "|" in text:
         # Inside a table a bar ends the cell even in code, and an escaped one shows its backslash
-        # everywhere else.
-        return _SPECIAL.sub(r"\\\1", text)
+        # everywhere else: it stands between two spans.
+        return r"\|".join(map(code, text.split("|")))
     fence = "`" * (_longest_run(text) + 1)
     pad = " " if text.startswith("`") or text.endswith("`") else ""
     return f"{fence}{pad}{text}{pad}{fence}"

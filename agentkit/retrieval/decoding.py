@@ -17,7 +17,9 @@ _BOMS = (
 _MULTIBYTE = re.compile(
     rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}"
 )
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
+_DRIVES = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
+"""Controls with which a terminal can be driven; those above 127 also come of a wrong encoding."""
 _HTML_CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]{2,40})", re.I)
 _XML_ENCODING = re.compile(rb"^\s*<\?xml[^>]{0,200}?encoding\s*=\s*[\"']([\w.:-]{2,40})", re.I)
 _SAMPLE = 65_536
@@ -34,10 +36,13 @@ def decode(data: bytes, *, where: str) -> tuple[str, tuple[str, ...]]:
     controls = _CONTROL.findall(text)
     if "\x00" in controls or len(controls) > max(8, len(text) // 200):
         raise _binary(where)
-    if controls:
-        text = _CONTROL.sub(" ", text)
-        warnings += (f"{len(controls)} control characters were read as spaces",)
     return text, warnings
+
+
+def without_controls(text: str) -> tuple[str, tuple[str, ...]]:
+    """The text with a space for each control character, and a warning where there are some."""
+    cleaned, count = _DRIVES.subn(" ", text)
+    return cleaned, (f"{count} control characters were read as spaces",) if count else ()
 
 
 def html_charset(data: bytes) -> str | None:

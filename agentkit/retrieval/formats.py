@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from pathlib import PurePath
 
@@ -41,6 +42,8 @@ _REFUSED = (
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it and give the document"),
     (b"%!PS", "a PostScript file", "save it as PDF"),
 )
+_PDF = re.compile(rb"[^A-Za-z]*%PDF-")
+"""Its mark may come after what is no text."""
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _ENCRYPTED_STREAM = "EncryptedPackage".encode("utf-16-le")
 
@@ -62,7 +65,7 @@ def detect_format(data: bytes, name: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _by_content(data: bytes, name: str) -> str | None:
-    if b"%PDF-" in data[:1024]:
+    if _PDF.match(data[:1024]) or (b"%PDF-" in data[:1024] and b"%%EOF" in data):
         return PDF
     if data.startswith(b"PK\x03\x04"):
         return _zip_format(data, name)

@@ -12,6 +12,7 @@ import json
 import os
 import resource
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from agentkit.errors import DocumentError
@@ -34,6 +35,7 @@ def read_document(data: bytes, name: str, *, max_chars: int) -> Document:
     Raises:
         DocumentError: it cannot be read, or holds more than `max_chars` characters.
     """
+    from agentkit.retrieval.decoding import without_controls
     from agentkit.retrieval.draft import finish
     from agentkit.retrieval.formats import DOCX, HTML, MARKDOWN, PDF, detect_format
 
@@ -67,7 +69,9 @@ def read_document(data: bytes, name: str, *, max_chars: int) -> Document:
             where=name,
             hint=f"at most {max_chars:,} are read; split it",
         )
-    return finish(draft.with_warnings(warnings), source=name)
+    text, cleaning_warnings = without_controls(draft.text)  # as long: offsets stay
+    draft = replace(draft, text=text).with_warnings((*warnings, *cleaning_warnings))
+    return finish(draft, source=name)
 
 
 def main(arguments: list[str]) -> int:

@@ -34,6 +34,9 @@ _SENTENCE_END = re.compile(r"(?<=[.!?;:])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[A-
 _CLAUSE_END = re.compile(r"(?<=[;:])\s+|(?<=,)\s+(?=(?:and|or|provided|except|including)\b)")
 _INLINE_ITEM = re.compile(r"(?<=[;:,.])\s+(?=(?:and\s+|or\s+)?\((?:[ivx]{1,5}|[a-z]|\d{1,2})\)\s)")
 _SPACE = re.compile(r"\s+")
+_VISIBLE = re.compile(r"\S")
+_LOOK_BACK = 80
+"""Characters, more than any abbreviation or enumerator has."""
 
 
 def split_spans(text: str, *, max_chars: int = MAX_SPAN_CHARS) -> tuple[Span, ...]:
@@ -78,7 +81,8 @@ def _blocks(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
             at = piece_start + match.start()
             line_start = text.rfind("\n", piece_start, at) + 1 or piece_start
             line = text[max(line_start, position) : at].strip()
-            following = text[at + 1 : piece_end].lstrip()[:1]
+            visible = _VISIBLE.search(text, at + 1, piece_end)
+            following = visible.group() if visible else ""
             # A heading or the last line of a paragraph; a wrapped line goes on in lower case.
             heading = len(line) < 60 and (line.isupper() or line.istitle())
             closed = line.endswith((".", ";", ":", "!", "?"))
@@ -95,8 +99,10 @@ def _blocks(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
 def _sentences(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     position = start
     for match in _SENTENCE_END.finditer(text, start, end):
-        before = text[position : match.start()].rstrip("\"'”’)]")
-        if before.endswith(".") and _is_abbreviation(before, position == start):
+        # The end alone: what abbreviations follow each other in is not read again for each.
+        begin = max(position, match.start() - _LOOK_BACK)
+        before = text[begin : match.start()].rstrip("\"'”’)]")
+        if before.endswith(".") and _is_abbreviation(before, begin == start):
             continue
         piece = _trim(text, position, match.end())
         if piece[0] < piece[1]:

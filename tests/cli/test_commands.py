@@ -11,6 +11,7 @@ import pytest
 
 from agentkit import models
 from agentkit.cli.job import read_rows
+from agentkit.cli.output import print_table, say
 from agentkit.settings import Settings
 
 Call = Callable[..., tuple[int, str, str]]
@@ -51,6 +52,14 @@ def test_a_malformed_command_line_is_bad_input(call: Call, arguments: list[str])
     assert code == 2
     assert out == ""
     assert err.startswith("error ")
+
+
+def test_words_of_a_document_drive_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("quote", "a"), [("\x1b]0;title\x07\x9b2J pay", "b\tc\nd")])
+    say("\x1b[2J", label="warning")
+    out, err = capsys.readouterr()
+    assert out == "quote\ta\n\ufffd]0;title\ufffd\ufffd2J pay\tb c d\n"
+    assert "\x1b[2J" not in err
 
 
 def test_an_unknown_setting_is_named_with_those_that_exist(call: Call) -> None:

@@ -62,6 +62,8 @@ def test_nothing_in_the_text_drives_the_terminal(text):
         "mailto:someone@bad.example",
         "bad.example/path",
         "javascript:alert(1)//x",
+        "http://bad.example/|pay",
+        "|someone@bad.example|",
     ],
 )
 def test_words_that_look_like_an_address_are_code(address):
@@ -69,6 +71,17 @@ def test_words_that_look_like_an_address_are_code(address):
 
     assert "bad" not in outside
     assert "alert" not in outside
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["# a", "###### a", "- a", "+ a", "1. a", "12) a", "---", "-", "#", "1.5 a", "-5", "...", "#a"],
+)
+def test_a_line_is_shown_as_it_is_even_at_the_start_of_an_item(text):
+    tokens = RENDERER.parse(f"- {escape(text)}")
+
+    assert [token.type for token in tokens][2:5] == ["paragraph_open", "inline", "paragraph_close"]
+    assert "".join(child.content for child in tokens[3].children) == text
 
 
 def test_hostile_words_are_no_links_or_html_in_the_report(outputs, run):

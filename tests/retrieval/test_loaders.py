@@ -219,6 +219,29 @@ def test_a_pdf_that_any_viewer_opens_without_a_password_is_read(tmp_path):
     assert "MASTER AGREEMENT" in read(tmp_path / "open.pdf").text
 
 
+def test_a_text_that_names_the_mark_of_a_pdf_is_text_and_junk_before_it_is_skipped(tmp_path):
+    words = "A file that begins with %PDF- is a PDF."
+    (tmp_path / "a.md").write_text(words, encoding="utf-8")
+    assert read(tmp_path / "a.md").text == words
+    data = write_pdf(tmp_path / "a.pdf").read_bytes()
+    (tmp_path / "b.pdf").write_bytes(b"X-Sent-By: mail\r\n\r\n" + data)
+    assert "MASTER AGREEMENT" in read(tmp_path / "b.pdf").text
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.txt", "The \x1b[2Jfee\x9b is due.".encode()),
+        ("a.html", b"<meta charset=utf-8><p>The &#27;[2Jfee\xc2\x9b is due.</p>"),
+    ],
+)
+def test_control_characters_are_spaces_at_their_offsets(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    document = read(tmp_path / name)
+    assert document.text == "The  [2Jfee  is due."
+    assert "2 control characters were read as spaces" in document.warnings
+
+
 def test_a_truncated_pdf_is_refused(tmp_path):
     data = write_pdf(tmp_path / "a.pdf").read_bytes()
     (tmp_path / "cut.pdf").write_bytes(data[: len(data) // 2])
