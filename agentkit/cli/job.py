@@ -22,6 +22,7 @@ from agentkit.modelfolder import write_json
 from agentkit.report import Report, build_report, write_report
 from agentkit.report.model import PARTS
 from agentkit.report.record import run_of
+from agentkit.report.write import FILES
 from agentkit.routing.learning import Learnt
 from agentkit.training.jsonl import numbered_jsonl
 from agentkit.types import Json
@@ -143,13 +144,13 @@ def _told(
     )
     if reference is None:
         value = {"run": outcome.id, "outputs": {}, **_given(outcome, outcome.outputs)}
-        return value, {} if out is None else {_OUTPUTS: _write_outputs(value, out)}
+        return value, {} if out is None else {_OUTPUTS: _only_outputs(value, out)}
     document = kit.documents.get(str(reference[_REFERENCE]))
     try:
         report = build_report(outcome.outputs, document, run_of(outcome, record, compiled.program))
     except OutputError:
         if out is not None:
-            whole = _write_outputs({"run": outcome.id, **_given(outcome, outcome.outputs)}, out)
+            whole = _only_outputs({"run": outcome.id, **_given(outcome, outcome.outputs)}, out)
             say(f"no report; what the workflow gave -> {whole}")
         raise
     others = {name: value for name, value in outcome.outputs.items() if name not in PARTS}
@@ -165,6 +166,16 @@ def _told(
             files[_OUTPUTS] = _write_outputs({"run": outcome.id, **beside}, out)
     _summarise(report)
     return report.as_json() | beside, files
+
+
+def _only_outputs(value: Json, folder: Path) -> Path:
+    """Outputs without a report; an earlier one goes: results of two never lie together."""
+    path = _write_outputs(value, folder)
+    if all((folder / name).is_file() for name in FILES):
+        for name in FILES:
+            with suppress(OSError):
+                (folder / name).unlink()
+    return path
 
 
 def _given(outcome: RunOutcome, outputs: Mapping[str, Json]) -> dict[str, Json]:
@@ -199,9 +210,10 @@ def typed(spec: WorkflowSpec, given: Mapping[str, Json]) -> dict[str, Json]:
         if isinstance(value, str) and kind in ("number", "boolean", "json", "list"):
             try:
                 value = json.loads(value)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
+                reason = getattr(error, "msg", error)
                 raise InputError(
-                    f"input {name!r} must be a {kind}, written as JSON: {error.msg}",
+                    f"input {name!r} must be a {kind}, written as JSON: {reason}",
                     where=f"--input {name}",
                 ) from error
         values[name] = value

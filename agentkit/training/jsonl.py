@@ -36,6 +36,12 @@ def numbered_jsonl(path: Path) -> Iterator[tuple[int, Record]]:
                     raise InputError(
                         f"not valid JSON: {error.msg}", where=f"{path}:{number}:{error.colno}"
                     ) from error
+                except (ValueError, RecursionError) as error:
+                    raise InputError(
+                        f"it cannot be read: {error}",
+                        where=f"{path}:{number}",
+                        hint="numbers have at most 4,300 digits, and what is nested is not deep",
+                    ) from error
                 if _ESCAPED.search(line):
                     _check_text(row, f"{path}:{number}")
                 yield number, row

@@ -6,6 +6,7 @@ absence of loops in expressions this bounds their time, whatever they are nested
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
@@ -80,6 +81,8 @@ def plain(value: Any, depth: int = 0) -> Json:
         str(value)
     if isinstance(value, str):
         return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise TypeError(f"the value is {value}, which JSON has no number for")
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, Mapping):

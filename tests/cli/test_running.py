@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from watchfiles import watch
 
+from agentkit.report.write import FILES
 from agentkit.testing import TinyBackbone
 from agentkit.workflow.store import RunStore
 
@@ -212,11 +213,17 @@ def test_what_a_report_has_no_place_for_is_written_beside_it_and_without_a_repor
     outputs = beside["outputs"]
     assert outputs == told["outputs"] == {"count": len(told["clauses"])}
 
+    mark.write_text(MARK, encoding="utf-8")  # a report alone takes away what an earlier run left
+    code, _, _ = call(["run", mark, *given, *full])
+    assert code == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(FILES)
+
     mark.write_text(MARK.replace("  clauses:", "  reviews:"), encoding="utf-8")
-    code, out, err = call(["run", mark, *given[:2], "--out", tmp_path / "other", *full])
+    code, out, err = call(["run", mark, *given, *full])
     assert (code, out) == (1, "")
     assert "reviews[0].rule" in err
-    kept = json.loads((tmp_path / "other" / "outputs.json").read_text("utf-8"))["outputs"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["outputs.json"]
+    kept = json.loads((tmp_path / "out" / "outputs.json").read_text("utf-8"))["outputs"]
     assert len(kept["reviews"]) == outputs["count"]
 
 

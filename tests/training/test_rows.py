@@ -129,6 +129,17 @@ def test_half_of_a_character_is_named_by_its_line(tmp_path: Path) -> None:
     assert error.value.where == f"{path}:2"
 
 
+@pytest.mark.parametrize("row", ["[" * 100_000, '{"input": {}, "expected": ' + "9" * 5000 + "}"])
+def test_what_json_allows_and_no_program_reads_is_named_by_its_line(
+    tmp_path: Path, row: str
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"input": {{}}}}\n{row}', encoding="utf-8")
+    with pytest.raises(InputError, match="it cannot be read") as error:
+        rows_from_jsonl(path)
+    assert error.value.where == f"{path}:2"
+
+
 # ---------------------------------------------------------------- sources
 
 

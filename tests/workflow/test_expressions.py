@@ -28,6 +28,12 @@ def value(text):
     return compile_expression(text).evaluate(NAMES)
 
 
+@pytest.mark.parametrize("text", ["'nan' | float", "[1, 'inf' | float]", "1e308 * 10"])
+def test_what_is_no_number_of_json_is_refused(text):
+    with pytest.raises(ExpressionError, match="JSON has no number for"):
+        value(text)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
