@@ -44,7 +44,7 @@ def _always(_: Situation) -> bool:
 
 
 def _upper_third(s: Situation) -> str:
-    return f"{s.layers - s.layers // 3}-{s.layers - 1}"
+    return "upper 1/3"
 
 
 def _head_alone(s: Situation) -> bool:

@@ -42,10 +42,13 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda", 0)
 
 
-def check_settings(spec: TrainSpec, manifest: Manifest, backbone: Path, skill: Path) -> None:
+def check_settings(
+    spec: TrainSpec, manifest: Manifest, backbone: Path, skill: Path, origin: Path
+) -> None:
     """Raises `SkillError` for what a `train.yaml` asks in vain, before a row is read.
 
-    `backbone` is its folder, whose configuration says how many layers there are.
+    `backbone` is its folder, whose configuration says how many layers there are; paths that the
+    `train.yaml` names count from `origin`.
     """
     where = str(skill / "train.yaml")
     methods = {spec.method, *(spec.search.method if spec.search else ())}
@@ -57,6 +60,8 @@ def check_settings(spec: TrainSpec, manifest: Manifest, backbone: Path, skill: P
         )
     if spec.calibration:
         check_calibrated(manifest, where)
+    if spec.start_from:
+        _check_start(spec, origin / spec.start_from, where)
     if spec.quantization == "nf4":
         check_four_bits()
     if spec.search is not None:
@@ -70,12 +75,34 @@ def check_settings(spec: TrainSpec, manifest: Manifest, backbone: Path, skill: P
     if spec.search is not None:
         answered = isinstance(manifest.answer, MarksAnswer) or bool(manifest.head_choices)
         check_space(spec.search, count, head=answered)
+    if spec.method == "prefix" and spec.search is None and spec.layers.strip() == "auto":
+        check_prefix_layers((), count)
     if spec.layers_of or spec.layers.strip() == "auto":
         return
     if spec.method == "prefix" and spec.search is None:
         check_prefix_layers(given_layers(spec.layers, count), count)
     elif spec.method != "head":
         given_layers(spec.layers, count)
+
+
+def _check_start(spec: TrainSpec, start: Path, where: str) -> None:
+    """An adapter to start from has its method and size: another would not fit."""
+    if not (start / "adapter_model.safetensors").is_file():
+        return
+    space = spec.search
+    sizes = space.sizes(spec.method) if space else {}
+    fixed = [name for name, choices in sizes.items() if len(choices) > 1]
+    asked = {
+        "size: auto": spec.size == "auto",
+        "search.method": bool(space and space.method),
+        **{f"search.{name}": True for name in fixed},
+    }
+    if found := next((name for name, there in asked.items() if there), None):
+        raise SkillError(
+            f"an adapter to start from has its method and size: {found} would find another",
+            where=where,
+            hint="take it out (in `search`, `rank: []`), or start from a head trained alone",
+        )
 
 
 def check_calibrated(manifest: Manifest, where: str) -> ChoiceAnswer:
@@ -257,6 +284,11 @@ _FEW_TO_TUNE_ON = 20
 
 def few_to_tune_on(manifest: Manifest, rows: int) -> str | None:
     """What is to be told where so few answers are tuned on that they say little."""
+    if not rows:
+        return (
+            "no rows to tune on: no figures will be measured, and thresholds stay as they are; "
+            "raise `tuning`, or give rows of more documents"
+        )
     asked = isinstance(manifest.answer, ChoiceAnswer) or bool(manifest.head_choices)
     if not asked or rows >= _FEW_TO_TUNE_ON:
         return None

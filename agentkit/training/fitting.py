@@ -34,6 +34,7 @@ _TRAINED = "trained.safetensors"
 _CLOCK = "seconds"
 _MANY = 50
 """Steps from which on every tenth is shown: of fewer, every one."""
+_SAVE_SECONDS = 180.0
 _WARM = 0.05
 """Share of a training in which the rate goes up."""
 
@@ -104,7 +105,35 @@ class _Limit(TrainerCallback):
         if self._clock.seconds > self._seconds:
             control.should_training_stop = True
             control.should_log = True  # where it ended
+            control.should_save = True  # what comes after it may be killed
         return control
+
+
+class _Saves(TrainerCallback):
+    """Stateful: asks for a checkpoint where the last one is minutes ago, however few steps."""
+
+    def __init__(self) -> None:
+        self._saved = time.monotonic()
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> TrainerControl:
+        if time.monotonic() - self._saved > _SAVE_SECONDS:
+            control.should_save = True
+        return control
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        self._saved = time.monotonic()
 
 
 class _Interrupts(TrainerCallback):
@@ -177,7 +206,8 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train what is trainable in `model`; returns the loss by step.
 
-    Goes on from the last whole checkpoint in `checkpoints`, and leaves one there every 25 steps.
+    Goes on from the last whole checkpoint in `checkpoints`, and leaves one there every 25 steps,
+    every three minutes, and where the minutes of the training end.
     """
     optimizer = optimizer_of(model, spec)
     steps = max(1, round(spec.epochs * steps_an_epoch(len(packs), spec.packs_per_step)))
@@ -189,7 +219,7 @@ def fit(
         return share_of_rate(step, steps, spent)
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    callbacks: list[TrainerCallback] = [_Report(console)]
+    callbacks: list[TrainerCallback] = [_Report(console), _Saves()]
     if spec.max_minutes is not None:
         callbacks.append(_Limit(clock, spec.max_minutes))
     args = TrainingArguments(
@@ -263,7 +293,13 @@ def share_of_rate(step: int, steps: int, spent: float) -> float:
 def checkpoint_key(spec: TrainSpec, packs: Sequence[Pack], backbone: str, head: Head | None) -> str:
     """Names what a training is of, so that a checkpoint of another one is never gone on from."""
     kind = head.kind if head is not None else ""
-    said = spec.model_dump_json(exclude={"calibration"})  # which comes after
+    # What comes after it, and how much a search or the states of the lower layers may take.
+    apart: Any = {
+        "calibration": True,
+        "cache_gigabytes": True,
+        "search": {"minutes", "trials"},
+    }
+    said = spec.model_dump_json(exclude=apart)
     digest = hashlib.sha256(f"{backbone}\n{kind}\n{said}".encode())
     for pack in packs:
         digest.update(repr(pack).encode())

@@ -67,6 +67,7 @@ class Attached:
         self._active = active
         self._hooks = ExitStack()
         self._prefix = peft is not None and bool(peft.active_peft_config.is_prompt_learning)
+        self._off = False
         if bottlenecks is not None:
             self._hooks.enter_context(bottlenecks.attached())
 
@@ -86,7 +87,7 @@ class Attached:
             self._active.mask = active[None, :, None]
         mask = pack.mask(dtype, device)
         positions = torch.tensor([pack.positions], device=device)
-        if self.peft is None or not self._prefix:
+        if self.peft is None or not self._prefix or self._off:
             return {"attention_mask": mask, "position_ids": positions, "use_cache": False}
         cache: Any = self.peft.get_prompt(batch_size=1)
         virtual = cache.get_seq_length()
@@ -98,6 +99,11 @@ class Attached:
             "use_cache": True,
         }
 
+    @property
+    def acts_untrained(self) -> bool:
+        """Whether it changes what the backbone says before it has learnt anything."""
+        return self._prefix
+
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """The bare backbone within the block."""
@@ -105,9 +111,11 @@ class Attached:
             if self.peft is not None:
                 without.enter_context(self.peft.disable_adapter())
             self._hooks.close()
+            self._off = True
             try:
                 yield
             finally:
+                self._off = False
                 if self._bottlenecks is not None:
                     self._hooks.enter_context(self._bottlenecks.attached())
 

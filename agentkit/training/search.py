@@ -7,10 +7,13 @@ study is kept in a SQLite file, so a search that was killed goes on where it was
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from agentkit.adapters.heads import Head
 from agentkit.errors import MissingExtraError, SkillError
@@ -97,7 +100,8 @@ def search(
 
         def half_way(loss: float) -> None:
             trial.report(loss, 1)
-            if trial.should_prune():
+            late = time.monotonic() > deadline and _ended(study, "COMPLETE")
+            if late or trial.should_prune():
                 raise optuna.TrialPruned
 
         probe = Probe(model, tried, head, said)
@@ -112,17 +116,22 @@ def search(
     )
     # A study that goes on would draw the settings of its first trials again by the same seed.
     study.sampler = optuna.samplers.TPESampler(seed=spec.seed + len(study.trials))
-    left = space.trials - len(study.trials)
+    # A trial that was killed, or failed, is none of those that were asked for.
+    whole = _ended(study, "COMPLETE")
+    left = space.trials - len(whole) - len(_ended(study, "PRUNED"))
     # The minutes are those of all starts together.
     spent = sum(trial.duration.total_seconds() for trial in study.trials if trial.duration)
-    seconds = 60 * space.minutes - spent
-    if left > 0 and (seconds > 0 or not study.trials):
-        study.optimize(objective, n_trials=left, timeout=max(1.0, seconds))
-    done = [
-        trial for trial in study.trials if trial.value is not None and trial.state.is_finished()
-    ]
-    whole = [trial for trial in done if trial.state.name == "COMPLETE"]
-    if not whole:
+    seconds = max(1.0, 60 * space.minutes - spent)
+    deadline = time.monotonic() + seconds
+    if left > 0 and (seconds > 1.0 or not whole):
+        # One whose settings take too much memory fails alone.
+        study.optimize(
+            objective,
+            n_trials=left,
+            timeout=seconds,
+            catch=(MemoryError, torch.OutOfMemoryError),
+        )
+    if not _ended(study, "COMPLETE"):
         raise SkillError(
             "no trial of the search came to its end",
             where="train.yaml",
@@ -134,9 +143,14 @@ def search(
         "trials": [
             {"settings": t.params, "loss": t.value, "state": t.state.name.lower()}
             for t in study.trials
+            if t.state.is_finished()
         ],
     }
     return _tried(spec, space, optuna.trial.FixedTrial(study.best_params)), record
+
+
+def _ended(study: Any, state: str) -> list[Any]:
+    return [trial for trial in study.trials if trial.state.name == state]
 
 
 def check_space(space: SearchSpec, count: int, *, head: bool) -> None:

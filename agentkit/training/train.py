@@ -114,7 +114,7 @@ def _train(
     spent: Spent,
 ) -> Trained:
     backbone = models.resolve(settings.backbone, settings, "backbone")
-    check_settings(spec, manifest, backbone, skill)
+    check_settings(spec, manifest, backbone, skill, origin)
     console.print(f"{manifest.name}: reading rows")
     document = manifest.retrieval.document
     split = load_rows(spec, skill=origin, data_dir=data_dir, document=document)
@@ -214,7 +214,8 @@ def _train(
             with Progress(console=console) as progress:
                 words = token_words(tokenizer)
                 fit_probe(head, train_packs, states, words, split.train, progress)
-        figures = {"untrained": measure_packs(pack_model, tuning_packs, states, manifest)}
+        with attached.disabled() if attached.acts_untrained else nullcontext():
+            figures = {"untrained": measure_packs(pack_model, tuning_packs, states, manifest)}
     if start is not None:  # where all layers are, as when it was read
         start.give(attached, None if isinstance(head, LinearProbe) else head)
     with layers_only(decoder, range(lowest, count), final_norm=True):
@@ -316,11 +317,12 @@ def _save(
 ) -> Path:
     """Write adapter and head into the skill folder, each file whole or not at all.
 
-    A head that was trained alone names its backbone, and an earlier training's adapter goes: it is
-    not what the head was trained with.
+    A head that was trained alone names its backbone. What an earlier training left, and this one
+    has not, goes: an adapter is not what a head alone was trained with.
     """
     fresh = skill / ".fresh"
-    fresh.mkdir(exist_ok=True)
+    shutil.rmtree(fresh, ignore_errors=True)  # of a training that was killed here
+    fresh.mkdir()
     # In the type of the backbone that it was trained against: bfloat16 halves what is stored.
     tensors = {name: t.detach().to(dtype).contiguous() for name, t in attached.tensors().items()}
     named = {"format": "pt", BACKBONE_KEY: fingerprint}
@@ -337,7 +339,7 @@ def _save(
     for file in ("adapter_config.json", "head.safetensors", "adapter_model.safetensors"):
         if (fresh / file).exists():
             (fresh / file).replace(skill / file)
-        elif not tensors:
+        elif not tensors or file == "head.safetensors":
             (skill / file).unlink(missing_ok=True)
     shutil.rmtree(fresh)
     return skill

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from agentkit.errors import SkillError
-from agentkit.training import probing
+from agentkit.training import probing, search
 from agentkit.training.probing import Probe
 from agentkit.training.spec import TrainSpec, load_train_spec
 from agentkit.training.train import train_skill
@@ -158,8 +158,49 @@ def test_a_study_that_goes_on_draws_other_settings_than_it_began_with(
     with pytest.raises(KeyboardInterrupt):
         trained(toy)
     trials = trained(toy)["search"]["trials"]
-    assert len(trials) == len(tried) == 5
-    assert len({trial["settings"]["learning_rate"] for trial in trials}) == 5
+    ended = [trial for trial in trials if trial["state"] != "failed" and trial["state"] != "fail"]
+    assert (len(ended), len(trials), len(tried)) == (5, 6, 6)
+    assert len({trial["settings"]["learning_rate"] for trial in trials}) == 6
+
+
+def test_a_trial_that_was_killed_is_none_of_those_asked_for(
+    make_toy: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optuna = pytest.importorskip("optuna")
+    toy = make_toy("generate", tmp_path, steps=4, search={"trials": 1, "minutes": 1e-6, "rank": []})
+    with monkeypatch.context() as patched:
+        patched.setattr(Probe, "short_loss", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trained(toy)
+    (store,) = tmp_path.rglob("search.sqlite")
+    (name,) = optuna.get_all_study_names(f"sqlite:///{store}")
+    optuna.load_study(storage=f"sqlite:///{store}", study_name=name).ask()  # as kill -9 leaves it
+    assert [t["state"] for t in trained(toy)["search"]["trials"]] == ["fail", "complete"]
+
+
+def _interrupted(*given: Any, **more: Any) -> float:
+    raise KeyboardInterrupt
+
+
+def test_a_trial_worse_than_most_or_too_late_is_given_up_half_way(
+    make_toy: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna")
+    space = {"trials": 12, "rank": [], "learning_rate": [1e-6, 3e-1]}
+    toy = make_toy("generate", tmp_path / "worse", steps=4, pack_tokens=128, search=space)
+    record = trained(toy)["search"]
+    assert {trial["state"] for trial in record["trials"]} == {"complete", "pruned"}
+    assert record["loss"] == pytest.approx(
+        min(t["loss"] for t in record["trials"] if t["state"] == "complete"), abs=1e-4
+    )
+
+    clock = iter(range(10**6))
+    monkeypatch.setattr(search.time, "monotonic", lambda: 45.0 * next(clock))
+    late = make_toy("likelihood", tmp_path / "late", steps=4, search=space | {"minutes": 1.0})
+    states = [trial["state"] for trial in trained(late)["search"]["trials"]]
+    assert states[0] == "complete"
+    assert states[1:]
+    assert set(states[1:]) == {"pruned"}
 
 
 def test_a_head_alone_is_tried_at_the_rate_that_it_is_trained_at(

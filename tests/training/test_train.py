@@ -445,6 +445,25 @@ def test_training_ends_when_its_minutes_are_over(
     assert max((h["step"] for h in trained.metrics["loss"]), default=0) < 5000
 
 
+def test_what_a_training_learnt_is_kept_when_it_is_killed_after_its_minutes(
+    make_toy: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = make_toy("likelihood", tmp_path, steps=5000, max_minutes=0.002)
+
+    def killed(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("agentkit.training.train.calibrate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(toy)
+    kept = max(int(path.name.split("-")[1]) for path in tmp_path.rglob("checkpoint-*"))
+    assert kept % 25  # none of those that come by the number of steps
+    trained, said = train(toy)
+    assert f"goes on from step {kept} of an earlier start" in said
+    assert trained.metrics["loss"][-1]["step"] <= kept + 1
+
+
 def test_minutes_count_over_all_starts_of_a_training(tmp_path: Path) -> None:
     (tmp_path / "seconds").write_text("100.0")
     again = _Clock(str(tmp_path))
@@ -697,9 +716,59 @@ def test_an_activated_adapter_cannot_label_the_document(
             train(toy)
 
 
-def test_a_prefix_takes_all_layers(make_toy: Callable[..., Any], tmp_path: Path) -> None:
-    toy = make_toy("likelihood", tmp_path, method="prefix")
+@pytest.mark.parametrize("layers", ["2-3", "auto"])
+def test_a_prefix_takes_all_layers(
+    make_toy: Callable[..., Any], tmp_path: Path, layers: str
+) -> None:
+    toy = make_toy("likelihood", tmp_path, method="prefix", layers=layers)
     with pytest.raises(SkillError, match="conditions every layer"):
+        train(toy)
+
+
+def test_untrained_figures_are_those_of_the_bare_backbone(
+    make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    losses = []
+    for method in ("lora", "prefix"):
+        data = [{"path": "rows.jsonl", "tuning": 0.5}]
+        toy = make_toy(
+            "likelihood", tmp_path / method, steps=2, method=method, layers="all", data=data
+        )
+        losses.append(train(toy)[0].metrics["tuning"]["untrained"]["loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_a_head_of_an_earlier_training_goes_with_it(
+    make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    toy = make_toy("choice", tmp_path, steps=2)
+    train(toy)
+    manifest = json.loads((toy.folder / "skill.yaml").read_text())
+    manifest["answer"] |= {"scoring": "likelihood", "evidence_field": None, "no_evidence": []}
+    (toy.folder / "skill.yaml").write_text(json.dumps(manifest))
+    (toy.folder / ".fresh").mkdir()  # as a kill leaves it
+    (toy.folder / ".fresh" / "head.safetensors").write_bytes(b"of another training")
+    train(toy)
+    assert not (toy.folder / "head.safetensors").exists()
+    check_adapter(load_skill(toy.folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"size": "auto"}, "size: auto"),
+        ({"search": {"trials": 1}}, "search.rank"),
+        ({"search": {"trials": 1, "rank": [], "method": ["lora", "dora"]}}, "search.method"),
+    ],
+)
+def test_an_adapter_to_start_from_leaves_no_size_to_be_found(
+    make_toy: Callable[..., Any], tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    pytest.importorskip("optuna")
+    first = make_toy("likelihood", tmp_path / "first", steps=2)
+    train(first)
+    toy = make_toy("likelihood", tmp_path, start_from=str(first.folder), **changes)
+    with pytest.raises(SkillError, match=f"its method and size: {named} would find another"):
         train(toy)
 
 

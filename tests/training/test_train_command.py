@@ -245,6 +245,21 @@ def test_an_interrupted_training_says_how_it_goes_on(
     assert "Traceback" not in said.read_text()
 
 
+@pytest.mark.parametrize("kind", ["choice", "generate", "marks"])
+def test_no_rows_to_tune_on_are_told(
+    make_toy: Callable[..., Any],
+    tiny_backbone: TinyBackbone,
+    tmp_path: Path,
+    call: Callable[..., Any],
+    kind: str,
+) -> None:
+    data = [{"path": "rows.jsonl", "tuning": 0.0}]
+    toy = make_toy(kind, tmp_path, steps=2, data=data)
+    code, _, err = call("train", str(toy.folder), "--backbone", str(tiny_backbone.path))
+    assert code == 0
+    assert "no rows to tune on: no figures will be measured" in " ".join(err.split())
+
+
 @pytest.mark.parametrize(("kind", "told"), [("choice", True), ("generate", False)])
 def test_few_rows_to_tune_on_are_told(
     make_toy: Callable[..., Any],
@@ -254,7 +269,8 @@ def test_few_rows_to_tune_on_are_told(
     kind: str,
     told: bool,
 ) -> None:
-    toy = make_toy(kind, tmp_path, steps=2)
+    data = [{"path": "rows.jsonl", "tuning": 0.5}]
+    toy = make_toy(kind, tmp_path, steps=2, data=data)
     code, _, err = call("train", str(toy.folder), "--backbone", str(tiny_backbone.path))
     assert code == 0
     assert ("rows to tune on are few" in " ".join(err.split())) == told
