@@ -193,6 +193,12 @@ def _predictors(
     other = _other_version(kit, skill, against) if against is not None else None
     if other is not None:
         _check_comparable(skill.manifest, other.manifest, f"--against {against}")
+    if skill.name in ("base", "against", *cheap):
+        raise InputError(
+            f"{skill.name!r} is what a line beside the skill's own is called",
+            where=skill.name,
+            hint="evaluate a copy of its folder under another name",
+        )
     predictors: dict[str, Predictor] = {skill.name: served(skill)}
     if base:
         predictors["base"] = served(skill, open_.enter_context(BareEngine.open(kit.settings)))

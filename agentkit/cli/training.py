@@ -98,6 +98,11 @@ def train(
     def figures(trained: Path) -> Any:
         return json.loads((trained / "metrics.json").read_text(encoding="utf-8"))["tuning"]
 
+    if backbone and out is None:
+        say(
+            f"trained folders will be for {backbone} alone; --out DIR leaves them as they are",
+            label="note",
+        )
     named = f"{settings.backbone}\n{out and out.resolve()}\n{changes}"
     notes = work or settings.home / "training"
     written = train_each(chosen, one, notes=notes, named=named, said=say, finish=finish)

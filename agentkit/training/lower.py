@@ -8,10 +8,12 @@ higher layer goes on from those that another one left in the same file.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,16 @@ def recomputed(base: Any) -> Iterator[None]:
     finally:
         for layer in layers:
             del layer.forward  # the class's own comes back
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a write says where the disk has no room: the states are computed anew each time then."""
+
+
+def _write(file: RawIOBase, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) or 0 :]
 
 
 class LowerStates:
@@ -119,13 +131,15 @@ class LowerStates:
         self._decoder, self._layers = base, nn.ModuleList(base.layers[:below])
         wanted = {self._name(p): p for p in packs}
         missing = {name: p for name, p in wanted.items() if name not in self._index}
-        if self._exceeds(missing.values()) and self._index.keys() - wanted.keys():
+        # An index that says nothing of what lies there is what a kill left of one.
+        others = self._index.keys() - wanted.keys() or not self._index
+        if self._exceeds(missing.values()) and others:
             self._clear()
             missing = wanted
         task = progress.add_task("lower layers", total=sum(len(p.ids) for p in missing.values()))
         with (
-            self._path.open("ab") as file,
-            self._names.open("a", encoding="ascii") as names,
+            self._path.open("ab", buffering=0) as file,
+            self._names.open("ab", buffering=0) as names,
             torch.inference_mode(),
         ):
             for name, pack in missing.items():
@@ -133,10 +147,14 @@ class LowerStates:
                     break
                 states = self._computed(pack)
                 offset = file.tell()
-                file.write(states.contiguous().view(torch.uint8).numpy().tobytes())
-                file.flush()
-                names.write(f"{name} {offset} {file.tell()}\n")
-                names.flush()
+                try:
+                    _write(file, states.contiguous().view(torch.uint8).numpy().tobytes())
+                    _write(names, f"{name} {offset} {file.tell()}\n".encode("ascii"))
+                except OSError as error:
+                    if error.errno not in _FULL:
+                        raise
+                    file.truncate(offset)
+                    break
                 self._index[name] = offset
                 progress.advance(task, len(pack.ids))
 

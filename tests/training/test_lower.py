@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,33 @@ def test_what_does_not_fit_on_disk_is_computed_anew_and_others_leavings_go_first
     with Progress(disable=True) as progress:
         again.compute(model.model, [one, two], 2, progress)
     assert path.stat().st_size == room * 2
+
+
+def test_a_full_disk_ends_no_training_and_an_emptied_index_is_begun_anew(
+    model, tmp_path: Path
+) -> None:
+    use_block_attention(model)
+    packs = [make_pack(seed) for seed in range(3)]
+    expected = [lower_states(model, tmp_path / "whole", [pack], 2).get(pack) for pack in packs]
+    path = tmp_path / "states.bin"
+    size = 48 * 4 * len(packs[0].ids)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(1.5 * size), before[1]))
+    try:
+        states = lower_states(model, path, packs, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.stat().st_size == size
+    assert [states.found([pack], 2) for pack in packs] == [1.0, 0.0, 0.0]
+    with layers_only(model.model, range(2, 4), final_norm=True):
+        for pack, wanted in zip(packs, expected, strict=True):
+            assert torch.equal(states.get(pack), wanted)
+
+    path.with_suffix(".index").write_text("")  # as a kill leaves it, while room is made
+    states = LowerStates(path, hidden=48, key=str, dtype=torch.float32, limit=3 * size)
+    with Progress(disable=True) as progress:
+        states.compute(model.model, packs, 2, progress)
+    assert states.found(packs, 2) == 1.0
 
 
 def test_states_are_kept_in_the_type_of_the_backbone(tiny_backbone, tmp_path: Path) -> None:
