@@ -13,7 +13,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """Where things are and how large they may get. Unknown keys fail."""
 
-    model_config = SettingsConfigDict(env_prefix="AGENTKIT_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="AGENTKIT_", env_ignore_empty=True, frozen=True, extra="forbid"
+    )
 
     home: Path = Field(
         default_factory=lambda: Path(platformdirs.user_cache_dir("agentkit", appauthor=False))
@@ -34,22 +36,23 @@ class Settings(BaseSettings):
     device: str = "cpu"
     threads: int | None = Field(default=None, ge=1)
     """Threads of torch; None leaves torch's own choice."""
-    document_window: int = 6144
+    document_window: int = Field(default=6144, ge=1)
     """A document of at most so many tokens is given whole; a longer one as excerpts."""
-    excerpt_budget: int = 1024
+    excerpt_budget: int = Field(default=1024, ge=1)
     """Tokens of retrieved excerpts given when the whole document does not fit."""
     max_batch: int = Field(default=32, ge=1)
     """Requests that the engine computes together."""
     max_waiting: int = Field(default=4096, ge=1)
     """Requests that may wait for the engine; whoever asks for more waits for room."""
-    adapter_memory_bytes: int = 2_000_000_000
-    """Memory for loaded adapters; the least recently used are dropped and brought back."""
-    prefix_cache_bytes: int = 1_000_000_000
+    adapter_memory_bytes: int = Field(default=2_000_000_000, ge=0)
+    """Memory for loaded adapters and their heads; the least recently used are dropped and brought
+    back."""
+    prefix_cache_bytes: int = Field(default=1_000_000_000, ge=0)
     """Memory for the states of documents already read."""
-    document_max_bytes: int = 64_000_000
-    document_seconds: float = 120.0
+    document_max_bytes: int = Field(default=64_000_000, ge=1)
+    document_seconds: float = Field(default=120.0, gt=0, allow_inf_nan=False)
     """Time limit for reading one document, in its child process."""
-    document_memory_bytes: int = 3_000_000_000
+    document_memory_bytes: int = Field(default=3_000_000_000, ge=1)
     """Memory limit for reading one document, in its child process."""
 
     @property

@@ -56,11 +56,22 @@ def test_everything_that_is_kept_lies_under_home(tmp_path: Path) -> None:
         {"max_batch": 0},
         {"threads": 0},
         {"home": 3},
+        {"adapter_memory_bytes": -1},
+        {"prefix_cache_bytes": -1},
+        {"document_window": 0},
+        {"excerpt_budget": -1},
+        {"document_max_bytes": 0},
+        {"document_seconds": float("nan")},
     ],
 )
 def test_what_is_unknown_or_misshapen_fails(values: dict) -> None:
     with pytest.raises(ValidationError):
         Settings(**values)
+
+
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTKIT_HOME", "")
+    assert Settings().home.is_absolute()
 
 
 def test_settings_are_frozen() -> None:

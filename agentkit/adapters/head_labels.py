@@ -43,7 +43,7 @@ def check_labels(metadata: Mapping[str, str], manifest: Manifest, *, where: str)
     hint = "write the answers in skill.yaml as they were, or train the skill again"
     try:
         trained = json.loads(metadata[LABELS_KEY])
-    except ValueError:
+    except (ValueError, RecursionError):
         trained = None
     if not isinstance(trained, list) or not all(isinstance(name, str) for name in trained):
         raise AdapterError(f"{LABELS_KEY} is no JSON list of names", where=where)

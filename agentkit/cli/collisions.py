@@ -44,7 +44,14 @@ class Competition:
             self._skills = self._kit.learnt.applied(self._kit.skill_texts())
             self._earlier = _earlier(self._kit)
         own = self._kit.learnt.applied(self._kit.skill_texts({skill.name: skill}))[skill.name]
-        found = find_collisions(self._kit.encoder, self._skills, skill.name, own, self._earlier)
+        found = find_collisions(
+            self._kit.encoder,
+            self._skills,
+            skill.name,
+            own,
+            self._earlier,
+            self._kit.learnt.outside,
+        )
         self._skills[skill.name] = own
         return found
 

@@ -23,7 +23,7 @@ _SHOWN = 20
 _Run = Annotated[str, typer.Argument(help="A run's id.")]
 _Step = Annotated[str, typer.Option(help="The step that was routed.")]
 _Item = Annotated[int | None, typer.Option(help="Which item of a for_each, from 0.", min=0)]
-_Runs = Annotated[int, typer.Option(help="Look at so many of the latest runs.", min=1)]
+_Runs = Annotated[int, typer.Option(help="Look at so many of the latest runs.", min=1, max=10**9)]
 
 
 def register(app: typer.Typer) -> None:
@@ -120,7 +120,7 @@ def learn(
     from agentkit.workflow.feedback import Feedback, lessons_of, probes_of
 
     with Kit(settings_from(set_), skills=skills or ()) as kit, Feedback(kit.runs) as feedback:
-        recorded = feedback.routes(runs)
+        recorded = feedback.routes(runs, judged=True)
         plan = plan_learning(
             kit.encoder,
             kit.skill_texts(),
@@ -144,7 +144,7 @@ def learn(
 
 def _teach(kit: Kit, lessons: Sequence[Lesson], *, into_skill: bool) -> list[str]:
     """Write the lessons as utterances; returns the files that were written."""
-    from agentkit.routing.learning import save_learnt, taught_by
+    from agentkit.routing.learning import contested, taught_by, teach
     from agentkit.skill.release import label, served
     from agentkit.skill.utterances import append_utterances, source_folder
     from agentkit.workflow.store import now
@@ -152,10 +152,14 @@ def _teach(kit: Kit, lessons: Sequence[Lesson], *, into_skill: bool) -> list[str
     written: list[str] = []
     own: dict[str, list[str]] = {}
     beside: list[Lesson] = []
+    texts_of = kit.skill_texts()
     for lesson in lessons:
-        if into_skill and lesson.skill is not None:
-            own.setdefault(lesson.skill, []).append(lesson.query.instruction)
-        else:
+        text = lesson.query.instruction
+        into = into_skill and lesson.skill is not None
+        if into and lesson.skill is not None:
+            own.setdefault(lesson.skill, []).append(text)
+        # A skill's own file cannot take a text from another skill, or from what was taught before.
+        if not into or contested(text, lesson.skill, texts_of, kit.learnt):
             beside.append(lesson)
     versions = served(kit.registry.snapshot, kit.releases.read()).versions
     folders = {
@@ -165,7 +169,7 @@ def _teach(kit: Kit, lessons: Sequence[Lesson], *, into_skill: bool) -> list[str
         written.append(str(append_utterances(folders[name], texts)))
     if beside:
         path = kit.settings.learnt_file
-        save_learnt(path, kit.learnt.add(taught_by(beside, now())))
+        teach(path, taught_by(beside, now()))
         written.append(str(path))
     return written
 

@@ -64,13 +64,19 @@ def show(
 
     with Kit(settings_from(set_), skills=skills or ()) as kit:
         skill = kit.named(name)
-    metrics = skill.path / "metrics.json"
+    path = skill.path / "metrics.json"
+    metrics = None
+    if path.is_file():
+        try:
+            metrics = json.loads(path.read_text("utf-8"))
+        except (ValueError, RecursionError) as error:
+            say(f"{path} cannot be read: {error}", label="warning", style="yellow")
     print_json(
         {
             **skill.manifest.model_dump(mode="json", exclude_defaults=True),
             "digest": skill.digest,
             "warnings": list(skill.warnings),
-            "metrics": json.loads(metrics.read_text("utf-8")) if metrics.is_file() else None,
+            "metrics": metrics,
         }
     )
 

@@ -346,7 +346,8 @@ class Gate:
             lowest_layer=skill.lowest_layer,
             fingerprint=skill.fingerprint,
             nbytes=sum(delta.nbytes for delta in skill.deltas.values())
-            + sum(tensor.nbytes for tensor in tensors),
+            + sum(tensor.nbytes for tensor in tensors)
+            + _bytes_of(skill.head),
             kind=skill.kind,
             starts_at_invocation=skill.kind in ("activated", "head"),
             prefix_states=skill.prefix_states,
@@ -385,3 +386,9 @@ class Gate:
                 else self._backbone.causal_mask(len(at)),
             )
         return logits[:, : len(self._backbone.tokenizer)]  # what lies beyond is never finite
+
+
+def _bytes_of(head: Head | None) -> int:
+    if head is None:
+        return 0
+    return sum(tensor.nbytes for tensor in (*head.parameters(), *head.buffers()))

@@ -119,24 +119,27 @@ def find_collisions(
     name: str,
     text: SkillText,
     earlier: Sequence[Probe] = (),
+    background: Sequence[str] = (),
 ) -> Collisions:
     """What adding the skill `name` to the installed ones would mean.
 
     An installed skill of that name is taken as the version that it replaces. `earlier` are routes
     of the past; each is tried with the new skill as a further candidate, since whether it takes
-    that step's input is not known any more.
+    that step's input is not known any more. `background` are texts that were taught as no skill's.
     """
     others = {other: own for other, own in installed.items() if other != name}
     together = {**others, name: text}
     before, after = Controller(encoder), Controller(encoder)
-    before.fit(installed)
-    after.fit(together)
+    before.fit(installed, background=background)
+    after.fit(together, background=background)
     probes = [*utterance_probes(others), *earlier]
     widened = [_with_candidate(probe.query, name) for probe in probes]
     changed = changes(before, after, probes, after_queries=widened) if others else []
     return Collisions(
         name,
-        tuple(_competitors(encoder, together, name, after.threshold or 0.0)) if others else (),
+        tuple(_competitors(encoder, together, name, after.threshold or 0.0, background))
+        if others
+        else (),
         tuple(sorted(changed, key=lambda change: not change.lost)),
         len(probes),
     )
@@ -149,10 +152,14 @@ def _with_candidate(query: Query, name: str) -> Query:
 
 
 def _competitors(
-    encoder: Encoder, skills: Mapping[str, SkillText], name: str, threshold: float
+    encoder: Encoder,
+    skills: Mapping[str, SkillText],
+    name: str,
+    threshold: float,
+    background: Sequence[str],
 ) -> list[Competitor]:
     requests = {other: _requests(other, own) for other, own in skills.items()}
-    routes = _held_out(encoder, skills, requests)
+    routes = _held_out(encoder, skills, requests, background)
     vectors = {other: encoder.encode(own) for other, own in requests.items()}
     own_texts = _keys(skills[name])
     competitors: list[Competitor] = []
@@ -196,7 +203,10 @@ def _clash(
 
 
 def _held_out(
-    encoder: Encoder, skills: Mapping[str, SkillText], requests: Mapping[str, Sequence[str]]
+    encoder: Encoder,
+    skills: Mapping[str, SkillText],
+    requests: Mapping[str, Sequence[str]],
+    background: Sequence[str],
 ) -> dict[tuple[str, str], Route]:
     """The route of each skill's requests by a controller that was fitted without them."""
     routes: dict[tuple[str, str], Route] = {}
@@ -207,7 +217,8 @@ def _held_out(
             {
                 other: (text, [u for u in utterances if u not in held[other]])
                 for other, (text, utterances) in skills.items()
-            }
+            },
+            background=background,
         )
         asked = [(other, request) for other, own in held.items() for request in own]
         found = controller.route_many([Query(request) for _, request in asked])

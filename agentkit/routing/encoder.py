@@ -132,7 +132,7 @@ class SentenceEncoder:
 
     def _rows(self, model: SentenceTransformer, texts: list[str]) -> Vectors:
         found: Vectors = model.encode(
-            texts,
+            [_writable(text) for text in texts],
             batch_size=self._batch_size,
             convert_to_numpy=True,
             show_progress_bar=False,
@@ -192,3 +192,8 @@ def _width(model: SentenceTransformer) -> int:
     if width is None:
         raise ModelError("the encoder does not say how long its vectors are")
     return int(width)
+
+
+def _writable(text: str) -> str:
+    """With a replacement character for half of a surrogate pair, which no tokenizer takes."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -285,7 +285,7 @@ def cases_from_jsonl(path: Path, skills: Collection[str]) -> list[Case]:
 def _case(line: str, where: str, skills: Collection[str]) -> Case:
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"not valid JSON: {error}", where=where) from error
     shape = 'a row is {"text": ..., "skill": a name or null}'
     if not isinstance(row, dict) or "skill" not in row:

@@ -7,6 +7,7 @@ be fitted again: a run goes on with what it began with.
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,11 +25,13 @@ __all__ = [
     "Lesson",
     "Plan",
     "Taught",
+    "contested",
     "fit",
     "load_learnt",
     "plan_learning",
     "save_learnt",
     "taught_by",
+    "teach",
 ]
 
 _VERSION = 1
@@ -161,10 +164,12 @@ def plan_learning(
             conflicts[key] = lesson.query.instruction
         answers[key] = lesson
     now = learnt.applied(skills)
-    known = {(key, name) for name, (_, own) in now.items() for key in map(_key, own)} | {
-        (_key(text), None) for text in learnt.outside
-    }
-    new = [one for key, one in answers.items() if one.corrected and (key, one.skill) not in known]
+    owners: dict[str, set[str | None]] = {_key(text): {None} for text in learnt.outside}
+    for name, (_, own) in now.items():
+        for key in map(_key, own):
+            owners.setdefault(key, set()).add(name)
+    # Known is what the text is taught for alone: one that two skills name is still to be told.
+    new = [one for key, one in answers.items() if one.corrected and owners.get(key) != {one.skill}]
     before, after = fit(encoder, skills, learnt), fit(encoder, skills, _with(learnt, new))
     judged = list(answers.values())
     right_before, right_after = _right(before, judged), _right(after, judged)
@@ -228,6 +233,28 @@ def load_learnt(path: Path) -> Learnt:
             hint="mend the file, or move it away to route without them",
         ) from error
     return Learnt(tuple(sorted(taught, key=lambda one: one.at)))
+
+
+def teach(path: Path, taught: Iterable[Taught]) -> Learnt:
+    """Add to the file, one process after the other; returns all that was taught.
+
+    Raises `InputError` as `load_learnt` does; nothing is written then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        learnt = load_learnt(path).add(taught)
+        save_learnt(path, learnt)
+    return learnt
+
+
+def contested(
+    text: str, skill: str | None, skills: Mapping[str, SkillText], learnt: Learnt
+) -> bool:
+    """Whether a text was taught for something else, or is another skill's utterance."""
+    said = learnt.answers.get(_key(text))
+    others = {_key(u) for name, (_, own) in skills.items() if name != skill for u in own}
+    return (said is not None and said.skill != skill) or _key(text) in others
 
 
 def save_learnt(path: Path, learnt: Learnt) -> None:

@@ -121,6 +121,10 @@ def parse_yaml(
         raise error(f"not valid YAML: {cause.problem or cause.context}", where=place) from cause
     except YAMLError as cause:
         raise error(f"not valid YAML: {' '.join(str(cause).split())}", where=file) from cause
+    except (ValueError, AssertionError) as cause:
+        # What the parser itself stumbles over: another version's directive, a code point that is
+        # none, a number of thousands of digits.
+        raise error(f"not valid YAML: {cause or 'a directive'}", where=file) from cause
     return YamlSource(value, file, builder.positions)
 
 

@@ -9,6 +9,7 @@ skill takes in, gives out, how it answers and how it is found.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -200,8 +201,10 @@ class Manifest(_Frozen):
         if isinstance(answer, ChoiceAnswer):
             return answer.choices if answer.scoring == "head" else ()
         if isinstance(answer, GenerateAnswer) and answer.choice_field is not None:
-            field = self.output.get("properties", {}).get(answer.choice_field, {})
-            return tuple(field.get("enum", ()))
+            fields = self.output.get("properties")
+            field = fields.get(answer.choice_field) if isinstance(fields, Mapping) else None
+            choices = field.get("enum") if isinstance(field, Mapping) else None
+            return tuple(choices) if isinstance(choices, list | tuple) else ()
         return ()
 
     @property
@@ -216,7 +219,7 @@ class Manifest(_Frozen):
         if field is None and isinstance(self.answer, GenerateAnswer):
             for name in self.answer.model_fields_set & {"choice_by", "choice_given"}:
                 raise ValueError(f"answer.{name} is of a choice: answer.choice_field is missing")
-        if field and (len(set(choices)) < 2 or not all(isinstance(one, str) for one in choices)):
+        if field and (not all(isinstance(one, str) for one in choices) or len(set(choices)) < 2):
             raise ValueError(
                 f"answer.choice_field is {field!r}: output.properties needs it, an enum of texts"
             )

@@ -251,6 +251,8 @@ def _check_values(manifest: Manifest, source: YamlSource) -> None:
             ) from cause
         except RecursionError as cause:
             raise SkillError("the template is nested too deep", where=source.where(path)) from cause
+        except ValueError as cause:  # a number of thousands of digits
+            raise SkillError(f"the template: {cause}", where=source.where(path)) from cause
     for index, utterance in enumerate(manifest.utterances):
         if not utterance.strip():
             raise SkillError("an empty utterance", where=source.where(("utterances", index)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ SETTLE_SECONDS = 0.25
 RESCAN_SECONDS = 5.0
 """The watcher looks for itself this often, where the file system sends no events."""
 _CLOCK_TICK_SECONDS = 0.05
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +179,8 @@ class Registry:
                 raise SkillError(
                     f"this folder of skills cannot be read: {cause.strerror}", where=str(folder)
                 ) from cause
+            if _same(folder, self.store.directory):  # where served copies are named by digest
+                children = [child for child in children if not _DIGEST.fullmatch(child.name)]
             found.extend(child for child in children if is_skill_folder(child))
         return list(dict.fromkeys(found))
 
@@ -200,6 +204,8 @@ class Registry:
             return _Entry(kept, before, str(error))
         except OSError as error:
             return _Entry(None, before, f"{path}: cannot be read: {error.strerror or error}")
+        except Exception as error:  # noqa: BLE001 -- one folder must not cost the others
+            return _Entry(kept, before, f"{path}: {type(error).__name__}: {error}")
         return _Entry(kept, skill)
 
     def _admit(self, path: Path, before: Skill | None) -> Skill:
@@ -237,7 +243,7 @@ class Registry:
             )
             try:
                 self._follow(events, existing)
-            except OSError:
+            except (OSError, RuntimeError):
                 # No events to be had (too many watches, or the folder just vanished): look instead.
                 self._reload_and_note()
                 self._stop.wait(SETTLE_SECONDS)
@@ -257,12 +263,16 @@ class Registry:
         """Reload for the watcher, which must live on; returns whether to look again soon."""
         try:
             return self._reload(settle=SETTLE_SECONDS)[1]
-        except AgentkitError as error:
+        except Exception as error:  # noqa: BLE001 -- it is told, and the thread lives on
             old = self._snapshot
             note = f"reload failed, the skills served before go on: {error}"
             if note not in old.notes:
                 self._snapshot = replace(old, notes=(*old.notes, note))
             return False
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
 
 
 def default_folders(extra: Sequence[Path] = ()) -> tuple[Path, ...]:

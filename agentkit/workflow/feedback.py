@@ -7,11 +7,12 @@ in the same file.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias
 
-from agentkit.errors import InputError
+from agentkit.errors import CheckpointError, InputError
 from agentkit.routing.changes import Probe
 from agentkit.routing.learning import Lesson
 from agentkit.types import Query
@@ -110,12 +111,18 @@ class Feedback(Table):
         """
         return self._say(run, step, item, "corrected", skill)
 
-    def routes(self, runs: int = 500) -> list[RecordedRoute]:
-        """The routes of the latest `runs` runs with what was said of them, oldest first."""
+    def routes(self, runs: int = 500, *, judged: bool = False) -> list[RecordedRoute]:
+        """The routes of the latest `runs` runs with what was said of them, oldest first.
+
+        With `judged`, those that something was said of come from all runs.
+        """
         said = self._said()
-        found: list[RecordedRoute] = []
-        for record in self._store.list(runs):
-            found += self._routes_of(record.id, said)
+        latest = [record.id for record in self._store.list(runs)]
+        found = [route for run in latest for route in self._routes_of(run, said)]
+        if judged:
+            for run in sorted({run for run, _, _ in said} - set(latest)):
+                with suppress(InputError):  # the run was taken away
+                    found += [route for route in self._routes_of(run, said) if route.outcome]
         return sorted(found, key=lambda route: (route.finished, route.place))
 
     # ------------------------------------------------------------ inside
@@ -188,6 +195,24 @@ def _route(run: str, entry: Mapping[str, Any], said: _Said | None) -> RecordedRo
     query, route = record.get("query"), record.get("route")
     if query is None or route is None:
         return None
+    try:
+        return _read(run, entry, query, route, said)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"the route of step {entry['step']!r} cannot be read: {error!r}",
+            where=f"run {run}",
+            hint="the database was changed by another program; take the run out of it",
+        ) from error
+
+
+def _read(
+    run: str,
+    entry: Mapping[str, Any],
+    query: Mapping[str, Any],
+    route: Mapping[str, Any],
+    said: _Said | None,
+) -> RecordedRoute:
+    record: Mapping[str, Any] = entry["record"]
     decided: str | None = route["skill"]
     outcome: Literal["accepted", "corrected"] | None = None
     right: str | None = None

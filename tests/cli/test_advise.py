@@ -74,20 +74,18 @@ def test_a_backbone_that_no_memory_is_left_for_is_refused(call: Call) -> None:
     assert "takes about 7.7 GB" in err
 
 
-def test_what_makes_missing_figures_is_said(
-    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "given", [[], ["--tasks", 40], ["--tasks", 2000], ["--deployment", "vllm"]]
+)
+def test_figures_of_the_ways_to_train_come_with_the_package(
+    call: Call, given: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    wanted = ["advise", "--rows", 500, "--tasks", 2000]
-    code, _, err = call(wanted)
-    said = " ".join(err.split())
+    code, out, _ = call(["advise", "--rows", 500, *given, "--json"])
+    found = json.loads(out)
+    method = found["train.yaml"]["method"]
+    measured = {one["what"]: one["value"] for one in found["measured"]}
+    own = [value for what, value in measured.items() if what.startswith(f"methods: {method} ")]
     assert code == 0
-    assert "no figures of prefix were found" in said
-    assert "python benchmarks/methods.py --json out/benchmarks/methods.json" in said
-    figures = tmp_path / "out" / "benchmarks" / "methods.json"
-    figures.parent.mkdir(parents=True)
-    metrics = [{"name": "prefix all layers, bytes", "value": 12, "unit": ""}]
-    figures.write_text(json.dumps({"benchmark": "methods", "metrics": metrics}), encoding="utf-8")
-    code, out, err = call(wanted)
-    assert (code, err) == (0, "")
-    assert "methods: prefix all layers" in out
+    assert own
+    assert all("accuracy" in value and "peak memory" in value for value in own)

@@ -17,6 +17,7 @@ from agentkit.cli.app import run
 from agentkit.kit import Kit
 from agentkit.routing.learning import load_learnt
 from agentkit.settings import Settings
+from agentkit.skill.utterances import append_utterances
 from agentkit.testing import TinyBackbone
 from agentkit.types import Query
 from agentkit.workflow.store import RunStore
@@ -354,6 +355,24 @@ def test_utterances_may_be_written_into_a_skill_of_ones_own(
     assert ODD not in (skills / "bird-namer" / "skill.yaml").read_text(encoding="utf-8")
     assert [one.skill for one in load_learnt(home / "learnt.json").taught] == [None]
     assert json.loads(call(["route", ODD, "--json", *options])[1])["skill"] == "bird-namer"
+
+
+@weights
+def test_an_utterance_of_another_skill_is_taken_from_it_even_into_a_skill(
+    call: Call, full: list[str], run_id: str, skills: Path, home: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine"
+    for name in ("bird-namer", "place-marker"):
+        shutil.copytree(skills / name, mine / name)
+    append_utterances(mine / "place-marker", [ODD])
+    options = [*full, "--skills", str(mine)]
+    given = ["controller", "correct", run_id, "--step", "look", "--skill", "bird-namer", *options]
+    assert call(given)[0] == 0
+    code, _, err = call(["controller", "learn", "--yes", "--into-skill", *options])
+    assert code == 0
+    assert str(home / "learnt.json") in err
+    assert json.loads(call(["route", ODD, "--json", *options])[1])["skill"] == "bird-namer"
+    assert "nothing to learn" in call(["controller", "learn", "--yes", *options])[1]
 
 
 @weights

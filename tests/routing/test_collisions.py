@@ -14,6 +14,7 @@ from agentkit.routing.changes import Probe, changes, utterance_probes
 from agentkit.routing.collisions import COLLIDES, SAME_REQUEST, find_collisions
 from agentkit.routing.controller import Controller
 from agentkit.routing.encoder import SentenceEncoder
+from agentkit.routing.learning import Learnt, Taught, fit
 from agentkit.settings import Settings
 from agentkit.types import Query
 
@@ -85,6 +86,21 @@ def test_earlier_routes_that_would_change_are_named_with_their_place(
     assert change.lost
     assert change.before.skill == "clause-finder"
     assert found.probes == calm.probes
+
+
+def test_what_was_taught_as_no_skills_is_part_of_the_controller(
+    encoder: Any, skills: Skills
+) -> None:
+    taken = "write a haiku of the snow"
+    learnt = Learnt((Taught(taken, None, "2026"),))
+    earlier = [Probe(Query(taken), "run 1 step poem")]
+    loose = find_collisions(encoder, skills, "haiku-writer", HAIKU, earlier)
+    assert [change.after.skill for change in loose.changes] == ["haiku-writer"]
+    taught = find_collisions(
+        encoder, skills, "haiku-writer", HAIKU, earlier, background=learnt.outside
+    )
+    served = fit(encoder, {**skills, "haiku-writer": HAIKU}, learnt).route(Query(taken))
+    assert [change.after.skill for change in taught.changes] == [served.skill] * bool(served.skill)
 
 
 def test_a_skill_of_the_same_name_is_the_version_that_is_replaced(

@@ -69,6 +69,11 @@ def test_threads_get_the_vectors_of_their_own_texts(encoder: SentenceEncoder) ->
     np.testing.assert_allclose(np.stack(together), alone, atol=1e-5)
 
 
+def test_half_of_a_character_is_read_as_a_replacement(encoder: SentenceEncoder) -> None:
+    half, whole = encoder.encode(["a \ud83d b", "a \ufffd b"])
+    assert np.array_equal(half, whole)
+
+
 def test_it_forgets_the_texts_used_longest_ago(folder: Path) -> None:
     encoder = SentenceEncoder(folder, remembered=2)
     encoder.encode(["one", "two", "three"])

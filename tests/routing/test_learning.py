@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from agentkit.routing.learning import (
     Learnt,
     Lesson,
     Taught,
+    contested,
     fit,
     load_learnt,
     plan_learning,
     save_learnt,
     taught_by,
+    teach,
 )
 from agentkit.types import Query
 
@@ -166,6 +169,32 @@ def test_what_is_known_or_accepted_is_not_learnt_again(encoder: Any, skills: Ski
     assert plan.changes == ()
     assert plan.right_before == plan.right_after
     assert plan.judged == 4
+
+
+def test_a_text_that_two_skills_name_is_still_to_be_told(encoder: Any, skills: Skills) -> None:
+    own = skills["clause-finder"][1][0]
+    description, utterances = skills["rule-checker"]
+    both = {**skills, "rule-checker": (description, [*utterances, own])}
+    plan = plan_learning(encoder, both, Learnt(), [lesson(own, "clause-finder")])
+    assert [one.skill for one in plan.lessons] == ["clause-finder"]
+    assert contested(own, "clause-finder", both, Learnt())
+    taught = Learnt((Taught("rhyme", None, "2026"),))
+    assert contested("Rhyme", "clause-finder", skills, taught)
+    assert not contested("Rhyme", None, skills, taught)
+    assert not contested(own, "clause-finder", skills, taught)
+
+
+def test_what_two_processes_teach_at_once_is_all_kept(tmp_path: Path) -> None:
+    path = tmp_path / "home" / "learnt.json"
+    threads = [
+        threading.Thread(target=teach, args=(path, [Taught(f"text {n}", "poet", f"20{n}")]))
+        for n in range(10, 40)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {one.text for one in load_learnt(path).taught} == {f"text {n}" for n in range(10, 40)}
 
 
 def test_several_answers_to_one_text_are_named_and_the_last_counts(

@@ -47,6 +47,8 @@ def test_scalars_follow_yaml_1_2_and_dates_stay_text():
         ("a: [1,\n", "f.yaml:2:1", "not valid YAML"),
         ("a: 1\n--- \nb: 2\n", "f.yaml:2:1", "more than one YAML document"),
         ("%YAML 1.1\n---\na: 1\n", "f.yaml:2:1", "directives"),
+        ("%YAML 1.3\n---\na: 1\n", "f.yaml", "not valid YAML"),
+        ('a: "\\U00110000"\n', "f.yaml", "not valid YAML"),
         ("a: .inf\n", "f.yaml:1:4", "not a number that JSON knows"),
         ("a: " + "9" * 5000, "f.yaml:1:4", "not a number"),
         ('a: "\\ud800"\n', "f.yaml:1:4", "surrogate"),

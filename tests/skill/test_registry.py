@@ -7,6 +7,7 @@ import pytest
 
 from agentkit.adapters.weights import check_adapter
 from agentkit.errors import SkillError
+from agentkit.skill.folder import load_skill
 from agentkit.skill.registry import Registry, default_folders, shipped_folder
 from agentkit.skill.store import SkillStore
 
@@ -82,6 +83,54 @@ def test_good_folders_are_listed_from_the_store_and_bad_ones_set_aside(
     assert set(snapshot.rejected) == {skills / "broken", skills / "lora"}
     assert "skill.yaml:1:1" in snapshot.rejected[skills / "broken"]
     assert "reserved" in snapshot.rejected[skills / "lora"]
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "{type: object, properties: {kind: }}",
+        "{type: object, properties: }",
+        "{type: object, properties: [kind]}",
+        "{type: object, properties: {kind: {enum: }}}",
+        "{type: object, properties: {kind: {enum: 5}}}",
+        "{type: object, properties: {kind: {enum: [[a], [b]]}}}",
+    ],
+)
+def test_a_half_written_skill_yaml_is_set_aside_and_the_others_go_on(
+    skills, open_registry, write_skill, output
+):
+    write_skill(skills / "good-one")
+    text = f"output: {output}\nanswer: {{kind: generate, choice_field: kind}}\n"
+    folder = write_skill(skills / "half-done", skill_yaml=text)
+    snapshot = open_registry(skills).snapshot
+    assert list(snapshot.skills) == ["good-one"]
+    assert str(folder) in snapshot.rejected[folder]
+
+
+def test_what_nobody_foresaw_in_one_folder_stops_neither_the_others_nor_the_watch(
+    skills, watched, write_skill, monkeypatch
+):
+    def surprised(path, **given):
+        if path.name == "odd-one":
+            raise ZeroDivisionError("by surprise")
+        return load_skill(path, **given)
+
+    _, wait = watched
+    monkeypatch.setattr("agentkit.skill.registry.load_skill", surprised)
+    folder = write_skill(skills / "odd-one")
+    rejected = wait(lambda snapshot: folder in snapshot.rejected).rejected
+    assert "ZeroDivisionError: by surprise" in rejected[folder]
+    write_skill(skills / "late-one")
+    wait(lambda snapshot: "late-one" in snapshot.skills)
+
+
+def test_served_copies_that_lie_among_the_skills_are_no_skills(tmp_path, write_skill):
+    skills = tmp_path / "skills"
+    write_skill(skills / "bare-one", skill_md=None, skill_yaml=None)
+    for _ in range(2):
+        with Registry([skills], SkillStore(skills)) as registry:
+            assert list(registry.snapshot.skills) == ["bare-one"]
+            assert not registry.snapshot.rejected
 
 
 def test_truncated_weights_are_set_aside_and_the_others_go_on(skills, open_registry, write_skill):

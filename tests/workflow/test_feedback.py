@@ -93,6 +93,28 @@ def test_the_routes_of_a_run_are_recorded_with_what_the_controller_saw(
     assert routes[1].place == f"run {run} step each item 1"
 
 
+def test_what_was_said_of_runs_before_the_latest_is_not_forgotten(
+    feedback: Feedback, compiled: CompiledWorkflow, store: RunStore, run: str
+) -> None:
+    feedback.correct(run, "once", "counter")
+    start(compiled, {"texts": ["c"]}, store=store)
+    latest, judged = feedback.routes(1), feedback.routes(1, judged=True)
+    assert run not in {one.run for one in latest}
+    assert [(one.run, one.right) for one in judged if one not in latest] == [(run, "counter")]
+
+
+def test_a_route_that_another_program_changed_is_named(
+    feedback: Feedback, store: RunStore, run: str
+) -> None:
+    with sqlite3.connect(store.path) as connection:
+        (name,) = connection.execute(
+            "SELECT name FROM sqlite_master WHERE sql LIKE '%record TEXT%'"
+        ).fetchone()
+        connection.execute(f"UPDATE {name} SET record = json_remove(record, '$.route.score')")
+    with pytest.raises(CheckpointError, match=r"route of step .* cannot be read"):
+        feedback.routes()
+
+
 def test_what_is_said_of_a_route_is_kept_and_can_be_said_anew(
     feedback: Feedback, store: RunStore, run: str
 ) -> None:
