@@ -1,5 +1,7 @@
 """Runs every benchmark and rewrites the README's measured table from what they printed.
 
+What the methods measured is kept for `agentkit advise` too.
+
 `--from DIR` takes the JSON files of an earlier run instead of running the benchmarks again; what
 has no file there stands as it was.
 """
@@ -9,10 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from agentkit.advise.measured import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = {
@@ -40,6 +45,67 @@ BENCHMARKS = {
     "concurrency": "concurrency.py",
 }
 """What is run for each file of metrics."""
+ABOUT = {
+    "main_job": "The whole of `make run`",
+    "contract_review": "A contract from file to report; the peer is a plain LangGraph and PEFT "
+    "pipeline with the same adapters and prompts",
+    "skills_review": "compliance-review on documents it never saw; frozen is the bare backbone "
+    "with the same head, prior each hypothesis's most frequent label",
+    "skills_parsing": "contract-parsing on contracts of filers it never saw, in windows",
+    "skills_reporting": "reporting on what it never saw; tf-idf is the nearest statement for "
+    "ROUGE-L, seven neighbours for the rating",
+    "unseen_contracts": "Rules that no training asked, on commercial contracts; a pair is a rule "
+    "and its negation, turned if the verdict turns; foreign is what no contract speaks of; score "
+    "over accuracy is how much surer it is than right",
+    "unseen_rules": "Hypotheses left out of a training, as stated, paraphrased and negated; the "
+    "prior knows each one's usual verdict",
+    "own_skill": "A skill of one's own, from 500 rows to a route",
+    "routing": "The router on CLINC150 with abstention (oos: what no skill is for), a peer beside",
+    "retrieval": "Gold passages found, on the words of ContractNLI's and CUAD's questions",
+    "retrieval_effect": "What better passages do to the verdict",
+    "index": "The index at 1,000 to 100,000 chunks",
+    "training": "Training with and without the lower layers' states cached, and what saves memory",
+    "methods": "Methods and layers side by side on compliance-review; a cost of 1 is the frozen "
+    "backbone's on a new document",
+    "staged": "A small training (200 rows) from nothing, and from a general adapter trained first",
+    "switching": "Switching adapters, beside PEFT's set_adapter",
+    "loading": "Loading skills, the last beside the first",
+    "decoding": "Reading and writing tokens; default is `dtype: auto`, the others float32",
+    "precision": "What the default's precision changes in the answers",
+    "mixed_batch": "Rows of eight skills decoded together, beside PEFT",
+    "shared_prefix": "Many questions on one document, on one reading of it",
+    "concurrency": "Requests of eight skills at once, beside PEFT and vLLM on the CPU",
+}
+"""What each says, above its table."""
+SHORT = (
+    (
+        "verdicts on known rules, accuracy (goal .86)",
+        "skills_review",
+        "ContractNLI dev, adapter, accuracy",
+    ),
+    (
+        "the same by the frozen backbone with such a head",
+        "skills_review",
+        "ContractNLI dev, frozen, accuracy",
+    ),
+    ("verdicts on rules never seen, commercial contracts", "unseen_contracts", "CUAD, accuracy"),
+    (
+        "such rules negated: pairs whose verdict turns (goal .8)",
+        "unseen_contracts",
+        "CUAD, pairs turned",
+    ),
+    ("calibration error on them (goal .05)", "unseen_contracts", "CUAD, ece"),
+    ("clauses and facts, AUPR (goal .482)", "skills_parsing", "CUAD held out, adapter, aupr"),
+    ("plain statements, ROUGE-L", "skills_reporting", "ToS;DR held out, adapter, rouge l"),
+    ("the same by the nearest neighbour", "skills_reporting", "ToS;DR held out, tf-idf, rouge l"),
+    ("routes right, of 150 intents, abstention on", "routing", "in scope accuracy with abstention"),
+    ("requests for no skill that are held back", "routing", "oos recall"),
+    ("a contract of 34,000 characters, file to report", "contract_review", "median seconds"),
+    ("times faster than the peer", "contract_review", "median times faster"),
+    ("a skill of one's own, 500 rows to a route", "own_skill", "from rows to a routed skill"),
+    ("switching an adapter", "switching", "activation at most resident"),
+)
+"""What stands first: in words, by the benchmark and the end of the figure's name."""
 WHOLE = (
     "main_job",
     "own_skill",
@@ -60,6 +126,7 @@ BY_RULE = re.compile(
     r", (?:(?:score over )?accuracy(?: over the prior| where .*)?|pairs turned|ece)$"
 )
 """Figures of rules that are shown whether they have a target or not."""
+TUNING = "What each shipped skill had at the end of its training, on the tuning rows"
 OPEN, CLOSE = "<!-- measured: make bench -->", "<!-- /measured -->"
 
 
@@ -76,20 +143,46 @@ def main() -> int:
             command = [sys.executable, str(ROOT / "benchmarks" / script), *given]
             done = subprocess.run([*command, "--json", str(folder / f"{name}.json")], check=False)
             code = max(code, done.returncode)
+    if (methods := folder / "methods.json").is_file():
+        shutil.copyfile(methods, METHODS)
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     head, _, rest = text.partition(OPEN)
     before, _, tail = rest.partition(CLOSE)
-    table = "\n".join([*skill_rows(), "", *benchmark_rows(folder, before)])
+    tables = benchmark_rows(folder, before)
+    table = "\n".join([*short_rows(tables), "", *folded(TUNING, skill_rows()), "", *tables])
     readme.write_text(f"{head}{OPEN}\n\n{table}\n\n{CLOSE}{tail}", encoding="utf-8")
     return code
+
+
+def short_rows(tables: list[str]) -> list[str]:
+    """The figures to see first, out of the tables."""
+    found: dict[tuple[str, str], str] = {}
+    command = ""
+    for row in tables:
+        if shown := re.match(r"`python benchmarks/([^`]*)`", row):
+            command = shown[1]
+        elif cells := re.match(r"\| ([^|]*) \| ([^|]*) \|", row):
+            found[command, cells[1]] = cells[2].strip()
+    rows = ["| what | figure | printed by `python benchmarks/` |", "|---|---|---|"]
+    for said, name, figure in SHORT:
+        line = BENCHMARKS[name]
+        values = [v for (by, of), v in found.items() if by == line and of.endswith(figure)]
+        rows += [f"| {said} | {values[0]} | `{line}` |"] if values else []
+    return rows
+
+
+def folded(title: str, rows: list[str]) -> list[str]:
+    """Rows that open at a click."""
+    return [f"<details><summary>{title}</summary>", "", *rows, "", "</details>"]
 
 
 def skill_rows() -> list[str]:
     """What each shipped skill measured on its tuning rows (documents kept out of training)."""
     rows = [
-        "On the tuning rows, whole documents kept out of training (`agentkit skills show NAME`);",
-        "untrained is the bare backbone with a head that has learnt nothing, or with its probe:",
+        "`agentkit skills show NAME`; untrained is the bare backbone with a head that has learnt",
+        "nothing, or with its probe. reporting's accuracy is of the topic, which a probe of the",
+        "frozen backbone chooses: its adapter writes (loss).",
         "",
         "| skill | figure | untrained | trained |",
         "|---|---|---|---|",
@@ -113,21 +206,18 @@ def benchmark_rows(folder: Path, before: str = "") -> list[str]:
         path = folder / f"{name}.json"
         if not path.is_file():
             kept = [part for part in stood if part.startswith(f"`python benchmarks/{line}`")]
-            rows += [row for part in kept for row in [*part.strip().splitlines(), ""]]
+            for part in kept:
+                table = part.partition("</details>")[0].strip()
+                rows += [*folded(html(ABOUT[name]), table.splitlines()), ""]
             continue
         result = json.loads(path.read_text(encoding="utf-8"))
         machine = result["machine"]
-        rows += [
-            f"`python benchmarks/{line}`, {machine['cores']} cores of {machine['processor']}:",
-            "",
-        ]
+        heading = f"`python benchmarks/{line}`, {machine['cores']} cores of {machine['processor']}:"
         if name == "methods":
-            rows += [*methods_rows(result["metrics"]), ""]
+            own = [heading, "", *methods_rows(result["metrics"])]
+            rows += [*folded(html(ABOUT[name]), own), ""]
             continue
-        rows += [
-            "| figure | value | target |",
-            "|---|---|---|",
-        ]
+        own = [heading, "", "| figure | value | target |", "|---|---|---|"]
         ends = {metric["name"]: metric["value"] for metric in result["metrics"]}
         for metric in result["metrics"]:
             if not shown(name, metric):
@@ -139,11 +229,16 @@ def benchmark_rows(folder: Path, before: str = "") -> list[str]:
             target = metric["target"] or ""
             if metric["met"] is False:
                 target += " (missed)"
-            rows.append(
+            own.append(
                 f"| {metric['name'].replace('_', ' ')} | {' '.join(value.split())} | {target} |"
             )
-        rows.append("")
+        rows += [*folded(html(ABOUT[name]), own), ""]
     return rows[:-1]
+
+
+def html(text: str) -> str:
+    """A line for a summary, which is HTML and no Markdown."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", text)
 
 
 def shown(name: str, metric: dict[str, Any]) -> bool:

@@ -18,7 +18,8 @@ review.step("parse", instruction=find, input={"document": contract})
 check = "Check whether the document complies with this rule of the playbook."
 asked = {"rule": "{{ item.text }}", "document": contract}
 review.step("review", for_each="inputs.playbook.rules", instruction=check, input=asked)
-review.output("facts", "{{ steps.parse.output.facts }}").output("reviews", "{{ steps.review }}")
+facts = "{{ steps.parse.output.facts | default([]) }}"
+review.output("facts", facts).output("reviews", "{{ steps.review }}")
 with Kit() as kit:
     files = {"contract": here / "documents/nda.md", "playbook": here / "playbooks/nda.md"}
     outputs = kit.compile(review.spec()).run(files).outputs

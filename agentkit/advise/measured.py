@@ -12,6 +12,8 @@ from typing import Any
 from agentkit.errors import InputError
 from agentkit.training.spec import SIZED_BY
 
+METHODS = Path(__file__).with_name("methods.json")
+"""What `benchmarks/methods.py` printed; written by `benchmarks/all.py`."""
 _ENDS = ("low", "high")
 """What a benchmark adds to a figure's name to give the ends of its interval."""
 

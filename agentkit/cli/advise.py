@@ -42,8 +42,6 @@ class Answer(StrEnum):
     TEXT = "text"
 
 
-_METHODS = Path("out/benchmarks/methods.json")
-"""Where the figures of `benchmarks/methods.py` are read from, under the working folder."""
 _TOKEN_CHARACTERS = 4.5
 """Of English in a usual vocabulary."""
 
@@ -73,12 +71,13 @@ def advise(
         list[Path] | None,
         typer.Option(
             help="Files or folders of figures (metrics.json, benchmarks' JSON) beside those of "
-            "the installed skills.",
+            "the installed skills and those that agentkit brings of the ways to train.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say how to train: method, layers and settings, each with its reason and what was measured."""
+    from agentkit.advise.measured import METHODS
     from agentkit.advise.measured import measured as figures_in
     from agentkit.advise.rules import advise as decide
     from agentkit.advise.rules import train_settings
@@ -106,8 +105,9 @@ def advise(
     )
     advice = decide(situation)
     settings = train_settings(advice)
-    own = [path for path in (_METHODS,) if path.is_file()]
-    figures = figures_in([*default_folders(), *own, *(measured or ())], str(settings["method"]))
+    own = [METHODS] if METHODS.is_file() else []
+    places = [*default_folders(), *own, *(measured or ())]
+    figures = figures_in(places, str(settings["method"]))
     if as_json:
         print_json(
             {
@@ -126,12 +126,7 @@ def advise(
         typer.echo()
         print_table(("measured", "figures"), [(one.what, one.value) for one in figures])
     else:
-        say(
-            f"no figures of {settings['method']} were found: they are read from the installed "
-            f"skills, from --measured, and from {_METHODS} in this folder, which in a checkout is "
-            f"written by: mkdir -p {_METHODS.parent} && "
-            f"python benchmarks/methods.py --json {_METHODS}"
-        )
+        say(f"no figures of {settings['method']} were found; --measured takes more")
 
 
 def _counted(data: Path) -> tuple[int, int, int]:

@@ -68,11 +68,11 @@ def next_steps(folder: Path, kind: Kind) -> tuple[str, ...]:
         "controller reads it), and what the model is told (the body)",
         f"{folder / 'skill.yaml'}: {fields[kind]}, what it takes (input, prompt), and 10 to 25 "
         "ways in which people ask for it (utterances)",
-        f"{folder / ROWS}: labelled rows like those in {EXAMPLE_ROWS}, 200 or more, and others in "
-        "a file of their own to measure on",
+        f"{folder / ROWS}: labelled rows like those in {EXAMPLE_ROWS}, 200 or more",
         f"agentkit train {folder}",
         f"agentkit skills check {folder}",
-        f"agentkit eval {folder.name} --skills {folder.parent} --data TEST.jsonl --base",
+        f"agentkit rows {folder} --part holdout > test.jsonl",
+        f"agentkit eval {folder.name} --skills {folder.parent} --data test.jsonl --base",
     )
 
 
@@ -240,18 +240,19 @@ _RATES: Mapping[Kind, str] = MappingProxyType(
 )
 
 _TRAIN = """# `agentkit advise` says what else would suit your rows and your machine.
-method: lora
+method: lora         # or dora, alora, bottleneck, hybrid, prefix, or head: the task head alone
 layers: upper 1/3    # only these are adapted: what lies below is computed once
 rank: 16
 alpha: 32
 learning_rate: {rate}
 epochs: 2
-max_minutes: 10
+max_minutes: 10      # of steps; what comes before and after takes its own time
 packs_per_step: 1
 seed: 7
 data:
   - path: {rows}  # {{"input": ..., "expected": ...}} a line, as in {example}
     tuning: 0.1       # this share of the documents chooses thresholds and watches progress
+    holdout: 0.1      # never seen: `agentkit rows --part holdout` prints it, to measure on
 """
 
 _CALIBRATION = """# calibration:    # questions that `data` does not ask: how sure to be of such
