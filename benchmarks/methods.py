@@ -5,7 +5,8 @@ layers and with the upper third alone, each in a process of its own. Each starts
 that was first trained alone on the frozen backbone, and is measured beside it: within minutes an
 untrained head would decide the comparison, not the method. LoRA is trained once more with what
 `layers: auto`, `size: auto` and `search` find; their probes come on top of the minutes. A method
-whose folder is whole is not trained again, one that was cut off goes on.
+whose folder is whole is not trained again, one that was cut off goes on; nor is it asked again what
+it has answered by the same code.
 
 Quality is that of whole documents that no training learnt from or tuned on, as served; intervals
 are bootstraps over these documents, those of differences paired. Inference cost is that of the
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from common import Metric, arguments, finish, need
-from evaluations import bounds, compared, served
+from evaluations import Kept, bounds, compared
 from trainings import QUALITY, ROOT, SKILL, held_out, measured_on, record, source, trained
 
 from agentkit.adapters.tensor_file import read_header
@@ -199,7 +200,10 @@ def quality(kit: Kit, folders: Mapping[str, Path], options: Any) -> list[Metric]
         "held out",
         skills[BARE].manifest,
         rows,
-        {name: served(kit, skill) for name, skill in skills.items()},
+        {
+            name: Kept(kit, skill, folders[name].parent / "answers.jsonl")
+            for name, skill in skills.items()
+        },
     )
     metrics: list[Metric] = []
     for name, one in found.subjects.items():

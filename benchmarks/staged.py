@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import Metric, arguments, finish, need
-from evaluations import bounds, compared, served
+from evaluations import Kept, bounds, compared
 from trainings import QUALITY, ROOT, SKILL, held_out, measured_on, record, source, trained
 
 from agentkit.evaluation.baselines import Predictor
@@ -115,7 +115,8 @@ def quality(
     with Kit() as kit:
 
         def predictor(folder: Path) -> Predictor:
-            return served(kit, kit.store.admit(load_skill(folder, name=SKILL.name)))
+            skill = kit.store.admit(load_skill(folder, name=SKILL.name))
+            return Kept(kit, skill, folder.parent / "answers.jsonl")
 
         predictors: dict[str, Predictor] = {
             way: BySeed({seed: predictor(folder) for seed, folder in by_seed.items()})

@@ -18,7 +18,8 @@ from agentkit.types import Json
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """One setting of `train.yaml` (or, with a dot, of `skill.yaml`) and why."""
+    """One setting of `train.yaml` (with a dot, of a source of its `data`, or of `skill.yaml`'s
+    `answer`) and why."""
 
     setting: str
     value: Json

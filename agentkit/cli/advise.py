@@ -108,6 +108,8 @@ def advise(
     own = [METHODS] if METHODS.is_file() else []
     places = [*default_folders(), *own, *(measured or ())]
     figures = figures_in(places, str(settings["method"]))
+    if gpu:
+        say("training on a GPU is written for, and nobody has run it yet", label="note")
     if as_json:
         print_json(
             {

@@ -15,7 +15,10 @@ from agentkit.settings import Settings
 Skills = Annotated[
     list[Path] | None,
     typer.Option(
-        "--skills", help="A folder of skill folders, added to the shipped ones.", metavar="DIR"
+        "--skills",
+        help="A folder of skill folders, beside the shipped ones and ./skills; of "
+        "one name the later wins.",
+        metavar="DIR",
     ),
 ]
 Set = Annotated[
