@@ -336,7 +336,7 @@ def _joined(marks: Iterable[Mark]) -> Iterator[Mark]:
     """The marks of a label in order, those that share a word as one."""
     before: Mark | None = None
     for mark in marks:
-        if before is not None and mark.start < before.end:
+        if before is not None and before.start <= mark.start < before.end:
             # Each runs to the ends of its words, so the later one ends last.
             end = max(before.end, mark.end)
             quote = before.quote + mark.quote[before.end - mark.start :]

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from agentkit.retrieval.docx_numbering import W, number_of
-from agentkit.retrieval.raised import lowered, raised
+from agentkit.retrieval.raised import is_plain, lowered, raised
 
 M = "{http://schemas.openxmlformats.org/officeDocument/2006/math}"
+_GONE = frozenset((f"{W}del", f"{W}moveFrom"))
 _OFF = frozenset(("0", "false", "off", "none"))
 # Letters of the Symbol font stand where those of Latin alphabets do.
 _GREEK = dict(
@@ -18,6 +19,8 @@ _GREEK = dict(
         strict=True,
     )
 )
+# What is no letter is as elsewhere, but for these, which are left untold.
+_OTHER_SIGNS = frozenset((0x22, 0x24, 0x27, 0x2A, 0x2D, 0x40, 0x5C, 0x5E, 0x60, 0x7E))
 _SYMBOL = {ord(latin): greek for latin, greek in _GREEK.items()} | {
     0xA0: "€", 0xA3: "≤", 0xA5: "∞", 0xAC: "←", 0xAE: "→", 0xB0: "°", 0xB1: "±", 0xB2: "″",
     0xB3: "≥", 0xB4: "×", 0xB7: "•", 0xB8: "÷", 0xB9: "≠", 0xBB: "≈", 0xBC: "…", 0xD2: "®",
@@ -43,8 +46,8 @@ def symbol(element: Any) -> str | None:
     if known is None:
         return None
     code &= 0xFF  # fonts of symbols stand in the private area, from F000
-    # What is not a letter there is as elsewhere: digits, brackets, signs.
-    plain = chr(code) if known is _SYMBOL and 0x20 <= code < 0x7F else None
+    as_elsewhere = known is _SYMBOL and 0x20 <= code < 0x7F and code not in _OTHER_SIGNS
+    plain = chr(code) if as_elsewhere else None
     return known.get(code, plain)
 
 
@@ -65,28 +68,41 @@ def field_value(element: Any) -> str:
 
 
 def formula(element: Any) -> Iterator[str]:
-    """An `m:oMath` as text: fractions with a stroke, powers raised."""
+    """An `m:oMath` as text: fractions with a stroke, powers raised, brackets as they are shown."""
     for child in element:
-        inner = "".join(formula(child))
+        kind = child.tag.removeprefix(M)
+        if child.tag in _GONE or is_on(child.find(f"{W}rPr"), "vanish"):
+            continue
         if child.tag == f"{M}t":
             yield child.text or ""
-        elif child.tag == f"{M}f":
+        elif kind == "f":
             over, under = (_part(child, name) for name in ("num", "den"))
-            yield f"{over}/{under}"
-        elif child.tag == f"{M}sup":
-            yield raised(inner) if raised(inner) != inner else f"^{_grouped(inner)}"
-        elif child.tag == f"{M}sub":
-            yield lowered(inner) if lowered(inner) != inner else f"_{_grouped(inner)}"
-        elif child.tag == f"{M}rad":
-            yield f"√({inner})"
-        else:
-            yield inner
+            plain = over.isdecimal() and under.isdecimal()
+            yield f"{raised(over)}⁄{lowered(under)}" if plain else f"({over})/({under})"
+        elif kind in ("sup", "sub"):
+            shift, mark = (raised, "^") if kind == "sup" else (lowered, "_")
+            inner = "".join(formula(child))
+            if inner:
+                yield shift(inner) if is_plain(inner) else f"{mark}({inner})"
+        elif kind == "rad":
+            yield f"{_part(child, 'deg')}√({_part(child, 'e')})"
+        elif kind == "d":
+            opens, closes = (_character(child, "dPr", name) for name in ("begChr", "endChr"))
+            inner = "|".join("".join(formula(one)) for one in child.findall(f"{M}e"))
+            yield f"{'(' if opens is None else opens}{inner}{')' if closes is None else closes}"
+        elif kind == "nary":
+            sign = _character(child, "naryPr", "chr")
+            yield "∫" if sign is None else sign
+            yield from formula(child)
+        elif not kind.endswith("Pr"):
+            yield from formula(child)
 
 
-def _part(fraction: Any, name: str) -> str:
-    part = fraction.find(f"{M}{name}")
-    return "" if part is None else _grouped("".join(formula(part)))
+def _part(element: Any, name: str) -> str:
+    part = element.find(f"{M}{name}")
+    return "" if part is None else "".join(formula(part))
 
 
-def _grouped(text: str) -> str:
-    return text if text.replace(".", "").replace(",", "").isalnum() else f"({text})"
+def _character(element: Any, properties: str, name: str) -> str | None:
+    found = element.find(f"{M}{properties}/{M}{name}")
+    return None if found is None else str(found.get(f"{M}val", ""))

@@ -22,6 +22,8 @@ _EDGE_LINES = 3
 _SAME = 0.75
 _SMALL = 0.85
 """Of the height of the word before it: a figure that is raised or lowered."""
+_LEAST = 0.45
+"""What is smaller stands beside a large initial."""
 _SAME_HEIGHT = 6
 _DIGITS = re.compile(r"\d+")
 
@@ -65,8 +67,10 @@ def distinct_characters(characters: Sequence[dict[str, Any]]) -> list[dict[str, 
         if any(at and abs(at[0] - x) < _SAME and abs(at[1] - y) < _SAME for at in near):
             continue
         seen[text, column, row] = (x, y)
-        # To the half point: sizes that a program rounds differently do not cut words.
-        kept.append(character | {"size": round(2 * character["size"]) / 2})
+        # To the half point: sizes that a program rounds differently do not cut words. Of turned
+        # text it is the width of each letter.
+        size = round(2 * character["size"]) / 2 if character.get("upright", True) else 0.0
+        kept.append(character | {"size": size})
     return kept
 
 
@@ -162,7 +166,7 @@ def _home(
 def _is_beside(word: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """A smaller word at the end or the beginning of another, within its height."""
     height = other["bottom"] - other["top"]
-    if word["bottom"] - word["top"] >= _SMALL * height:
+    if not _LEAST * height <= word["bottom"] - word["top"] < _SMALL * height:
         return False
     gap = max(word["x0"] - other["x1"], other["x0"] - word["x1"])
     middle = (word["top"] + word["bottom"]) / 2
@@ -193,15 +197,19 @@ def row_text(row: Sequence[Mapping[str, Any]]) -> str:
     texts = [str(word["text"]) for word in row]
     if any(map(is_right_to_left, texts)):
         return " ".join(reading_order(texts))
-    parts = texts[:1]
+    parts, base = texts[:1], row[0]
     for before, word in itertools.pairwise(row):
         size = word["bottom"] - word["top"]
-        joined = word["x0"] - before["x1"] < 0.08 * size
+        same = word.get("fontname") == before.get("fontname")
+        joined = word["x0"] - before["x1"] < (0.15 if same else 0.08) * size
         text = str(word["text"])
-        if joined and size < _SMALL * (before["bottom"] - before["top"]):
-            middle = (word["top"] + word["bottom"]) / 2
-            above = middle < (before["top"] + before["bottom"]) / 2
-            text = raised(text) if above else lowered(text)
+        height = base["bottom"] - base["top"]
+        if joined and size < _SMALL * height and word["bottom"] < base["bottom"] - 0.15 * height:
+            text = raised(text)
+        elif joined and size < _SMALL * height and word["bottom"] > base["bottom"]:
+            text = lowered(text)
+        else:
+            base = word
         parts.append(("" if joined else " ") + text)
     return "".join(parts)
 

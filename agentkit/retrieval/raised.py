@@ -17,6 +17,11 @@ def lowered(text: str) -> str:
     return _shifted(text, _LOWERED)
 
 
+def is_plain(text: str) -> bool:
+    """Whether all of it can be raised and lowered."""
+    return bool(text) and all(one in _PLAIN for one in text)
+
+
 def _shifted(text: str, table: dict[int, int]) -> str:
     # A mark in brackets is apart from the number before it.
     return text if "[" in text else text.translate(table)

@@ -190,10 +190,14 @@ class _Reader:
                 yield from self._runs(child)
 
     def _run(self, run: Any) -> str:
+        notes, boxes = len(self._notes), len(self._boxes)
         text = "".join(self._runs(run))
         properties = run.find(f"{W}rPr")
-        if text.strip() and self._is_hidden(properties):
-            self._seen["hidden"] += 1
+        if self._is_hidden(properties):
+            # What hangs on it is hidden with it.
+            held = bool(text.strip()) or len(self._notes) > notes or len(self._boxes) > boxes
+            self._seen["hidden"] += held
+            del self._notes[notes:], self._boxes[boxes:]
             return ""
         shift = value_of(properties, "vertAlign")
         for style in self._style_chain(value_of(properties, "rStyle")):
@@ -290,9 +294,17 @@ def _words(edge: Any) -> str:
     """All that a header or footer says, in tables too; nothing if it is the section before's."""
     if edge.is_linked_to_previous:
         return ""
-    paragraphs = edge._element.iter(f"{W}p")
-    texts = ("".join(text.text or "" for text in one.iter(f"{W}t")).strip() for one in paragraphs)
-    return " ".join(filter(None, texts))
+    return " ".join(" ".join(_texts(edge._element)).split())
+
+
+def _texts(element: Any) -> Iterator[str]:
+    """The texts of paragraphs, each once, whatever they lie in."""
+    for child in element:
+        if child.tag == f"{W}t":
+            yield child.text or ""
+        elif child.tag not in _SKIPPED:
+            inner = _texts(child)
+            yield from inner if child.tag != f"{W}p" else ["".join(inner)]
 
 
 def _blocks(container: Any) -> Iterator[Any]:

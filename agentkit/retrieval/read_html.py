@@ -17,7 +17,7 @@ from agentkit.retrieval.raised import lowered, raised
 # fmt: off
 _DROPPED = frozenset((
     "script", "style", "template", "head", "noscript", "svg", "math", "iframe", "object",
-    "canvas", "audio", "video", "button",
+    "canvas", "audio", "video", "button", "datalist",
 ))
 _INLINE = frozenset((
     "a", "abbr", "acronym", "b", "bdi", "bdo", "big", "cite", "code", "data", "del", "dfn", "em",
@@ -42,7 +42,6 @@ _LIST_STYLE = re.compile(r"list-style(?:-type)?\s*:\s*([a-z-]+)", re.IGNORECASE)
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _XML_DECLARATION = re.compile(r"^\s*<\?xml[^>]*\?>")
 _HIDDEN_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
-_LONE_MARK = re.compile(r"\s*(?:-|-?\w{1,9}\.)\s+")
 _WHITE = re.compile(r"[ \t\n\r\f]+")
 
 
@@ -71,6 +70,7 @@ def read_html(data: bytes, name: str) -> Draft:
         raise DocumentError(
             "HTML that is nested too deeply to be read whole", where=name, hint="give its text"
         )
+    _show_choices(root)
     walker = _Walker()
     walker.walk(root)
     draft = walker.builder.build()
@@ -94,7 +94,8 @@ class _Walker:
         self._tight = False
         self._pre = 0
         self._lists: list[_List] = []
-        self._shifts: list[Callable[[str], str]] = []
+        self._mark = ""
+        self._shifts: list[tuple[Callable[[str], str], int]] = []
 
     def walk(self, root: Any) -> None:
         from lxml import etree
@@ -108,14 +109,14 @@ class _Walker:
                 continue
             if event == "start":
                 hidden = _is_hidden(element)
-                if tag in _DROPPED or hidden or _is_not_chosen(element):
+                if tag in _DROPPED or hidden:
                     self.hidden += bool(hidden and "".join(element.itertext()).strip())
                     self.formulas += tag == "math" and not hidden
                     events.skip_subtree()
                 else:
                     self._start(tag, element)
             else:
-                if not (tag in _DROPPED or _is_hidden(element) or _is_not_chosen(element)):
+                if tag not in _DROPPED and not _is_hidden(element):
                     self._end(tag)
                 self._text(element.tail)
         self._flush()
@@ -128,21 +129,23 @@ class _Walker:
         if tag in ("ol", "ul"):
             self._lists.append(_List(element))
         elif tag == "li":
-            if self._tight and _LONE_MARK.fullmatch("".join(self._inline)):
+            if self._is_mark("".join(self._inline)):
                 self._inline.clear()
-            mark = self._lists[-1].mark(element) if self._lists else "-"
-            self._inline.append(f"{mark} " if mark else "")
+            self._mark = self._lists[-1].mark(element) if self._lists else "-"
+            self._inline.append(f"{self._mark} " if self._mark else "")
             self._tight = True
         elif tag == "tr":
-            self._tight = True
+            self._tight, self._mark = True, ""
         elif tag in ("td", "th") and element.getprevious() is not None:
             self._inline.append(" | ")
         elif tag == "pre":
             self._pre += 1
         elif tag == "input":
-            self._text(_entered(element))
+            self._text(f" {_entered(element)} ")
+        elif tag == "select":
+            self._inline.append(" ")
         elif tag in _SHIFTS:
-            self._shifts.append(_SHIFTS[tag])
+            self._shifts.append((_SHIFTS[tag], len(self._inline)))
         self._level = _HEADINGS.get(tag, self._level)
         self._text(element.text)
 
@@ -153,15 +156,21 @@ class _Walker:
             self._lists.pop()
         elif tag == "pre":
             self._pre -= 1
-        elif tag in _SHIFTS:
-            self._shifts.pop()
+        elif tag in _SHIFTS and self._shifts:
+            shift, start = self._shifts.pop()
+            self._inline[start:] = [shift("".join(self._inline[start:]))]
+        elif tag == "select":
+            self._inline.append(" ")
         if tag in _HEADINGS:
             self._level = None
 
     def _text(self, text: str | None) -> None:
         if text:
-            shown = text if self._pre else _WHITE.sub(" ", text)
-            self._inline.append(self._shifts[-1](shown) if self._shifts else shown)
+            self._inline.append(text if self._pre else _WHITE.sub(" ", text))
+
+    def _is_mark(self, text: str) -> bool:
+        """Whether it is the mark of an item alone, which waits for the item's words."""
+        return bool(self._tight and self._mark) and text.strip() == self._mark
 
     def _flush(self) -> None:
         text = "".join(self._inline)
@@ -169,7 +178,7 @@ class _Walker:
             text = re.sub(r" *\n *", "\n", re.sub(r" {2,}", " ", text))
         text = re.sub(r"^\s*\| ", "", text)
         # A mark alone waits for the block inside its item.
-        if self._tight and _LONE_MARK.fullmatch(text):
+        if self._is_mark(text):
             return
         self._inline.clear()
         if text.strip():
@@ -197,7 +206,20 @@ class _List:
             return "-" if self._form else ""
         number = _whole(item.get("value"), self._next)
         self._next = number + self._step
+        if self._form.endswith("Letter"):
+            return f"{_letters(number, upper=self._form == 'upperLetter')}."
         return f"{spell(number, self._form)}." if self._form else ""
+
+
+def _letters(number: int, *, upper: bool) -> str:
+    """`z` is followed by `aa` and `ab`; what no letters count is a number."""
+    if number < 1:
+        return str(number)
+    letters = ""
+    while number:
+        number, at = divmod(number - 1, 26)
+        letters = chr(ord("A" if upper else "a") + at) + letters
+    return letters
 
 
 def _whole(text: str | None, otherwise: int) -> int:
@@ -212,15 +234,16 @@ def _entered(element: Any) -> str:
     return str(element.get("value") or "") if kind in _TYPED else ""
 
 
-def _is_not_chosen(element: Any) -> bool:
-    """An option of a list that shows another one."""
-    if element.tag != "option":
-        return False
-    within = next(element.iterancestors("select"), element.getparent())
-    options = list(within.iter("option"))
-    chosen = [one for one in options if one.get("selected") is not None]
-    several = within.get("multiple") is not None
-    return element not in (chosen if chosen or several else options[:1])
+def _show_choices(root: Any) -> None:
+    """Leave of each list to choose from what it shows."""
+    for listed in list(root.iter("select")):
+        options = list(listed.iter("option"))
+        chosen = [one for one in options if one.get("selected") is not None]
+        several = listed.get("multiple") is not None
+        shown = set(chosen if chosen or several else options[:1])
+        for one in options:
+            if one not in shown:
+                one.drop_tree()
 
 
 def _is_hidden(element: Any) -> bool:

@@ -25,6 +25,7 @@ from agentkit.retrieval.pdf_tables import table_rows
 
 _TAIL = 2048
 _MARKS = frozenset(("/Text", "/Highlight", "/StrikeOut", "/Underline", "/Squiggly", "/Caret"))
+_HIDDEN = 2
 _MAX_HEADING = 120
 _MAX_PAGES = 20_000
 _UNMAPPED = re.compile(r"\(cid:\d+\)")
@@ -115,30 +116,46 @@ def _check(data: bytes, name: str) -> tuple[_Fields, _Notes, int]:
 
 
 def _form_fields(reader: Any) -> _Fields:
-    """What is filled in: texts, choices, and the boxes and buttons that are ticked."""
-    found: _Fields = []
-    for key, field in (reader.get_fields() or {}).items():
-        value = field.get("/V")
-        if field.get("/FT") == "/Btn":
+    """What is filled in: texts, choices as they are shown, and what is ticked."""
+    found: dict[str, str] = {}
+    for name, field in (reader.get_fields() or {}).items():
+        value, kind = field.get("/V"), field.get("/FT")
+        if kind == "/Btn":
             ticked = str(value or "/Off")
             value = None if ticked == "/Off" else ticked.removeprefix("/")
-        elif field.get("/FT") not in ("/Tx", "/Ch"):
+        elif kind == "/Ch":
+            shown = _shown_choices(field.get("/Opt"))
+            chosen = value if isinstance(value, list) else [value]
+            value = ", ".join(shown.get(str(one), str(one)) for one in chosen if one)
+        elif kind != "/Tx":
             continue
-        chosen = value if isinstance(value, list) else [value]
-        text = ", ".join(str(one).strip() for one in chosen if str(one or "").strip())
+        text = str(value or "").strip()
+        own = str(field.get("/T", name))
         if text:
-            found.append((str(key), text))
-    return found
+            found[str(name) if own in found else own] = text
+    return list(found.items())
+
+
+def _shown_choices(options: Any) -> dict[str, str]:
+    """What a list shows for each value that differs from it."""
+    pairs = [one for one in options or () if isinstance(one, list) and len(one) == 2]
+    return {str(value): str(shown) for value, shown in pairs}
 
 
 def _annotations(reader: Any) -> tuple[_Notes, int]:
     notes: _Notes = []
     marks = 0
     for number, page in enumerate(reader.pages, 1):
-        annotations = page.get("/Annots")
-        for one in (annotations.get_object() if annotations is not None else None) or ():
+        listed = page.get("/Annots")
+        listed = listed.get_object() if listed is not None else None
+        for one in listed if isinstance(listed, list) else ():
             known = one.get_object()
-            kind = known.get("/Subtype") if known is not None else None
+            if not isinstance(known, dict):  # one that was deleted
+                continue
+            flags = known.get("/F")
+            if isinstance(flags, int) and flags & _HIDDEN:
+                continue
+            kind = known.get("/Subtype")
             text = str(known.get("/Contents") or "").strip() if kind == "/FreeText" else ""
             if text:
                 notes.append((number, " ".join(text.split())))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -93,9 +94,12 @@ class LowerStates:
         key: Callable[[int], str],
         dtype: torch.dtype = torch.bfloat16,
         limit: int | None = None,
+        spared: int = 0,
     ) -> None:
+        """`spared` bytes of the disk are left for what else is written there."""
         self._path = path
         self._limit = limit
+        self._spared = spared
         self._decoder: Any = None
         self._layers = nn.ModuleList()
         self._hidden = hidden
@@ -147,6 +151,7 @@ class LowerStates:
                     break
                 states = self._computed(pack)
                 offset = file.tell()
+                noted = names.tell()
                 try:
                     _write(file, states.contiguous().view(torch.uint8).numpy().tobytes())
                     _write(names, f"{name} {offset} {file.tell()}\n".encode("ascii"))
@@ -154,6 +159,7 @@ class LowerStates:
                     if error.errno not in _FULL:
                         raise
                     file.truncate(offset)
+                    names.truncate(noted)
                     break
                 self._index[name] = offset
                 progress.advance(task, len(pack.ids))
@@ -171,7 +177,10 @@ class LowerStates:
 
     def _exceeds(self, packs: Iterable[Pack]) -> bool:
         held = self._path.stat().st_size if self._path.exists() else 0
-        return self._limit is not None and held + sum(map(self._bytes, packs)) > self._limit
+        more = sum(map(self._bytes, packs))
+        if more and more > shutil.disk_usage(self._path.parent).free - self._spared:
+            return True
+        return self._limit is not None and held + more > self._limit
 
     def _clear(self) -> None:
         self._index.clear()

@@ -124,13 +124,9 @@ def search(
     seconds = max(1.0, 60 * space.minutes - spent)
     deadline = time.monotonic() + seconds
     if left > 0 and (seconds > 1.0 or not whole):
-        # One whose settings take too much memory fails alone.
-        study.optimize(
-            objective,
-            n_trials=left,
-            timeout=seconds,
-            catch=(MemoryError, torch.OutOfMemoryError),
-        )
+        # One whose settings take too much of a GPU's memory fails alone.
+        out_of_memory = (torch.OutOfMemoryError,)
+        study.optimize(objective, n_trials=left, timeout=seconds, catch=out_of_memory)
     if not _ended(study, "COMPLETE"):
         raise SkillError(
             "no trial of the search came to its end",

@@ -62,6 +62,9 @@ from agentkit.training.spec import TrainSpec, load_train_spec
 from agentkit.training.start import Start, check_start, read_start
 from agentkit.training.workplace import alone_in
 
+_CHECKPOINTS = 1_000_000_000
+"""Bytes of the disk that are left to checkpoints, whatever the lower layers' states would take."""
+
 
 @dataclass(frozen=True, slots=True)
 class Trained:
@@ -193,6 +196,7 @@ def _train(
         hidden=hidden,
         dtype=getattr(torch, spec.dtype),
         limit=round(spec.cache_gigabytes * 1e9),
+        spared=_CHECKPOINTS,
         key=lambda layer: ":".join(
             filter(None, (fingerprint, str(layer), spec.dtype, spec.quantization))
         ),

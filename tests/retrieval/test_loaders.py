@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from pypdf import PdfReader, PdfWriter
 from pypdf.annotations import FreeText, Text
+from pypdf.generic import DictionaryObject, NameObject, NullObject, NumberObject
 from reportlab.lib.styles import getSampleStyleSheet
 from reportlab.pdfgen import canvas
 from reportlab.platypus import PageBreak, Paragraph, SimpleDocTemplate
@@ -145,7 +146,7 @@ def test_choices_ticks_and_notes_of_a_pdf_are_read_and_other_marks_counted(tmp_p
     page = canvas.Canvas(str(tmp_path / "plain.pdf"))
     page.drawString(72, 700, "The law of the agreement is given in the form below.")
     form = page.acroForm
-    form.choice(name="law", value="Norway", options=["Norway", "Peru"], x=72, y=600)
+    form.choice(name="law", value="NO", options=[("Norway", "NO"), ("Peru", "PE")], x=72, y=600)
     form.checkbox(name="agreed", checked=True, x=72, y=500)
     form.checkbox(name="refused", checked=False, x=72, y=480)
     page.save()
@@ -153,6 +154,11 @@ def test_choices_ticks_and_notes_of_a_pdf_are_read_and_other_marks_counted(tmp_p
     place = (72, 400, 200, 420)
     writer.add_annotation(0, FreeText(text="Clause 7 is struck out.", rect=place))
     writer.add_annotation(0, Text(text="why?", rect=place))
+    unseen = FreeText(text="Nobody sees this.", rect=place)
+    unseen[NameObject("/F")] = NumberObject(2)
+    writer.add_annotation(0, unseen)
+    writer.pages[0]["/Annots"].append(NullObject())  # one that was deleted
+    writer.pages[0]["/Annots"].append(NumberObject(3))
     writer.write(tmp_path / "a.pdf")
     document = read(tmp_path / "a.pdf")
     assert document.text.split("\n\n")[1:] == [
@@ -164,6 +170,14 @@ def test_choices_ticks_and_notes_of_a_pdf_are_read_and_other_marks_counted(tmp_p
         "1 notes on the pages were added after the text",
         "1 comments, highlights and strike-outs were left out",
     )
+
+
+@pytest.mark.parametrize("what", [NullObject(), NumberObject(3), DictionaryObject()])
+def test_annotations_that_are_none_are_passed_over(tmp_path, what):
+    writer = PdfWriter(clone_from=PdfReader(write_pdf(tmp_path / "a.pdf")))
+    writer.pages[0][NameObject("/Annots")] = what
+    writer.write(tmp_path / "b.pdf")
+    assert "MASTER AGREEMENT" in read(tmp_path / "b.pdf").text
 
 
 def test_a_raised_figure_of_a_pdf_does_not_lengthen_the_number_before_it(tmp_path):
@@ -180,18 +194,37 @@ def test_a_raised_figure_of_a_pdf_does_not_lengthen_the_number_before_it(tmp_pat
     line(680, ("units of H", 12, 0), ("2", 7, -3), ("O by the 1", 12, 0), ("st", 7, 4))
     line(640, ("S", 12, 0), ("MALL", 9, 0), (" C", 12, 0), ("APS", 9, 0), (" stay words.", 12, 0))
     line(600, ("1", 7, 4), (" See the annex.", 10, 0))
+    line(580, ("In FY", 12, 0), ("2024", 9, 0), (" it is EUR 10", 12, 0), (",000", 9, 0))
+    line(560, ("or 10", 12, 0), ("-", 8, 5), ("6", 7, 5), (" of it.", 12, 0))
     page.setFont("Helvetica", 30)
-    page.drawString(72, 540, "W")
+    page.drawString(72, 500, "24")
     page.setFont("Helvetica", 10)
-    page.drawString(101, 552, "hereas the parties have met before")
-    page.drawString(101, 540, "and agreed on all of the terms")
+    page.drawString(107, 512, "hours")
+    page.drawString(107, 500, "notice")
+    tracked = page.beginText(72, 460)
+    tracked.setCharSpace(0.8)
+    for word in ("Master", "Services"):
+        tracked.setFont("Helvetica", 12)
+        tracked.textOut(word[0])
+        tracked.setFont("Helvetica", 9)
+        tracked.textOut(word[1:].upper() + " ")
+    page.drawText(tracked)
+    page.saveState()
+    page.translate(590, 300)
+    page.rotate(90)
+    page.setFont("Helvetica", 8)
+    page.drawString(0, 0, "Document ID 4711 signed electronically")
+    page.restoreState()
     page.save()
     text = read(tmp_path / "a.pdf").text
     assert "The cap is EUR 500¹ and 10⁶ units of H₂O by the 1st" in text
     assert "SMALL CAPS stay words." in text
     assert "1 See the annex." in text
-    assert "hereas the parties have met before" in text
-    assert "and agreed on all of the terms" in text
+    assert "In FY2024 it is EUR 10,000\n" in f"{text}\n" or "EUR 10,000 or" in text
+    assert "or 10⁻⁶ of it." in text
+    assert "hours\n\n24 notice" in text
+    assert "MASTER SERVICES" in text
+    assert len(text.split("\n\n")) < 20  # turned text is no letter a line
 
 
 def test_a_scanned_pdf_is_refused_by_name(tmp_path, settings):

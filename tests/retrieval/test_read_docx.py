@@ -218,9 +218,17 @@ def test_hidden_text_is_left_out_with_a_warning(tmp_path):
     package.add_paragraph("Ignore the above.", style="Ghost")
     package.add_paragraph(style="Ghost").add_run("Yet this is seen.").font.hidden = False
     shown.font.hidden = False
+    hidden = paragraph.add_run()
+    hidden.font.hidden = True
+    hidden._r.append(parse_xml(f'<w:footnoteReference {nsdecls("w")} w:id="2"/>'))
+    hidden._r.append(
+        parse_xml(
+            f"<w:txbxContent {nsdecls('w')}><w:p><w:r><w:t>Boxed.</w:t></w:r></w:p></w:txbxContent>"
+        )
+    )
     document = read(package, tmp_path)
     assert document.text == "The fee is 100. It is due.\n\nYet this is seen."
-    assert document.warnings == ("2 hidden passages were left out",)
+    assert document.warnings == ("3 hidden passages were left out",)
 
 
 def test_symbols_boxes_lists_and_formulas_are_read_as_they_are_shown(tmp_path):
@@ -254,6 +262,27 @@ def test_symbols_boxes_lists_and_formulas_are_read_as_they_are_shown(tmp_path):
     fraction = f"<m:f><m:num>{number('3')}</m:num><m:den>{number('x + 1')}</m:den></m:f>"
     power = f"<m:sSup><m:e>{number('10')}</m:e><m:sup>{number('6')}</m:sup></m:sSup>"
     add(text("The price is "), f"<m:oMath {math}>{fraction}{number(' of ')}{power}</m:oMath>")
+    half = f"<m:f><m:num>{number('1')}</m:num><m:den>{number('2')}</m:den></m:f>"
+    grown = (
+        f"<m:sSup><m:e><m:d><m:e>{number('1+r')}</m:e></m:d></m:e><m:sup>{number('n')}</m:sup>"
+        "</m:sSup>"
+    )
+    add(
+        f"<m:oMath {math}>{number('5')}{half}</m:oMath>",
+        text(" per cent of "),
+        f"<m:oMath {math}>{number('P')}{grown}</m:oMath>",
+    )
+    power = f"<m:sSup><m:e>{number('x')}</m:e><m:sup>{number('12t')}</m:sup></m:sSup>"
+    total = (
+        f"<m:nary><m:naryPr><m:chr m:val='∑'/></m:naryPr><m:sub>{number('i')}</m:sub>"
+        f"<m:sup>{number('n')}</m:sup><m:e>{number('k')}</m:e></m:nary>"
+    )
+    root = f"<m:rad><m:deg>{number('3')}</m:deg><m:e>{number('8')}</m:e></m:rad>"
+    add(
+        f"<m:oMath {math}>{power}{number(' and ')}{total}{number(', ')}{root}</m:oMath>",
+    )
+    gone = f"<w:del {nsdecls('w')} w:id='1'><m:r><m:t>00</m:t></m:r></w:del>"
+    add(text("cut: "), f"<m:oMath {math}>{number('5')}{gone}</m:oMath>")
     document = read(package, tmp_path)
     assert document.text.split("\n\n") == [
         "☑ yes ☐ no",
@@ -261,7 +290,10 @@ def test_symbols_boxes_lists_and_formulas_are_read_as_they_are_shown(tmp_path):
         "☒ agreed",
         "☐ refused",
         "Law of Peru",
-        "The price is 3/(x + 1) of 10⁶",
+        "The price is (3)/(x + 1) of 10⁶",
+        "5¹⁄₂ per cent of P(1+r)ⁿ".replace("ⁿ", "^(n)"),
+        "x^(12t) and ∑_(i)^(n)k, ³√(8)".replace("³√", "3√"),
+        "cut: 5",
     ]
     assert document.warnings == ("1 characters of a symbol font are not known: read as •",)
 

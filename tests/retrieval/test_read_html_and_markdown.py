@@ -77,8 +77,11 @@ def test_markdown_offsets_hold_with_any_line_ends():
 
 
 def test_a_raised_figure_of_a_page_does_not_lengthen_the_number_before_it():
-    page = "<p>EUR 500<sup><a href='#n'>1</a></sup> and 10<sup>-6</sup> of H<sub>2</sub>O, 1<sup>st"
-    assert read(page.encode()).text == "EUR 500¹ and 10⁻⁶ of H₂O, 1st"
+    page = (
+        "<p>EUR 500<sup><a href='#n'>1</a></sup> and 10<sup>-6</sup> of H<sub>2</sub>O, 1<sup>st"
+        "</sup>, as said<sup><span>[</span>3<span>]</span></sup>"
+    )
+    assert read(page.encode()).text == "EUR 500¹ and 10⁻⁶ of H₂O, 1st, as said[3]"
 
 
 @pytest.mark.parametrize(
@@ -90,6 +93,10 @@ def test_a_raised_figure_of_a_page_does_not_lengthen_the_number_before_it():
         ("<ol reversed><li>x<li>y</ol>", "2. x\n1. y"),
         ("<ol style='list-style-type: upper-roman'><li>x<li>y</ol>", "I. x\nII. y"),
         ("<ul style='list-style: none'><li>x<li>y</ul>", "x\ny"),
+        ("<ol type=a start=26><li>x<li>y<li>z</ol>", "z. x\naa. y\nab. z"),
+        ("<ul><li>Fees. <ul style='list-style:none'><li>(a) one</ul></ul>", "- Fees.\n(a) one"),
+        ("<table><tr><td>Total. <ul><li>x</ul></table>", "Total.\n- x"),
+        ("<ul><li><ol><li>x<li>y</ol></ul>", "1. x\n2. y"),
     ],
 )
 def test_items_bear_the_marks_that_a_browser_shows(page, text):
@@ -99,12 +106,14 @@ def test_items_bear_the_marks_that_a_browser_shows(page, text):
 def test_forms_are_read_as_they_are_filled_in():
     page = (
         "<p>Law: <select><option>Norway<option selected>Peru</select></p>"
+        "<p>Day <select><option>1</select><select><option>May</select><label>Fee<input value=5>"
+        "</label></p><datalist><option>never shown</datalist>"
         "<p>Name: <input value='Gamma GmbH'> <input type=password value=secret></p>"
         "<p><input type=checkbox checked> agreed <input type=radio> refused</p>"
         "<p>It costs <math><mn>5</mn></math> euros.</p>"
     )
     document = read(page.encode())
     assert document.text == (
-        "Law: Peru\n\nName: Gamma GmbH\n\n☒ agreed ☐ refused\n\nIt costs euros."
+        "Law: Peru\n\nDay 1 May Fee 5\n\nName: Gamma GmbH\n\n☒ agreed ☐ refused\n\nIt costs euros."
     )
     assert document.warnings == ("1 formulas of the page were left out",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,7 +15,6 @@ from agentkit.routing.changes import Probe, changes, utterance_probes
 from agentkit.routing.collisions import COLLIDES, SAME_REQUEST, find_collisions
 from agentkit.routing.controller import Controller
 from agentkit.routing.encoder import SentenceEncoder
-from agentkit.routing.learning import Learnt, Taught, fit
 from agentkit.settings import Settings
 from agentkit.types import Query
 
@@ -88,19 +88,21 @@ def test_earlier_routes_that_would_change_are_named_with_their_place(
     assert found.probes == calm.probes
 
 
-def test_what_was_taught_as_no_skills_is_part_of_the_controller(
-    encoder: Any, skills: Skills
+def test_every_controller_that_is_compared_knows_what_was_taught_as_no_skills(
+    encoder: Any, skills: Skills, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = "write a haiku of the snow"
-    learnt = Learnt((Taught(taken, None, "2026"),))
-    earlier = [Probe(Query(taken), "run 1 step poem")]
-    loose = find_collisions(encoder, skills, "haiku-writer", HAIKU, earlier)
-    assert [change.after.skill for change in loose.changes] == ["haiku-writer"]
-    taught = find_collisions(
-        encoder, skills, "haiku-writer", HAIKU, earlier, background=learnt.outside
-    )
-    served = fit(encoder, {**skills, "haiku-writer": HAIKU}, learnt).route(Query(taken))
-    assert [change.after.skill for change in taught.changes] == [served.skill] * bool(served.skill)
+    fitted: list[Sequence[str]] = []
+    fit = Controller.fit
+
+    def noted(self: Controller, given: Any, *, background: Sequence[str] = ()) -> None:
+        fitted.append(background)
+        fit(self, given, background=background)
+
+    monkeypatch.setattr(Controller, "fit", noted)
+    outside = ("sing a song", "pay the bill")
+    find_collisions(encoder, skills, "haiku-writer", HAIKU, background=outside)
+    assert len(fitted) > 2
+    assert set(fitted) == {outside}
 
 
 def test_a_skill_of_the_same_name_is_the_version_that_is_replaced(

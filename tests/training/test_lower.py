@@ -197,6 +197,13 @@ def test_a_full_disk_ends_no_training_and_an_emptied_index_is_begun_anew(
         for pack, wanted in zip(packs, expected, strict=True):
             assert torch.equal(states.get(pack), wanted)
 
+    small = LowerStates(
+        tmp_path / "spared.bin", hidden=48, key=str, dtype=torch.float32, spared=10**18
+    )
+    with Progress(disable=True) as progress:
+        small.compute(model.model, packs, 2, progress)
+    assert small.found(packs, 2) == 0.0  # the disk's last room is for checkpoints
+
     path.with_suffix(".index").write_text("")  # as a kill leaves it, while room is made
     states = LowerStates(path, hidden=48, key=str, dtype=torch.float32, limit=3 * size)
     with Progress(disable=True) as progress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -158,7 +159,7 @@ def test_a_study_that_goes_on_draws_other_settings_than_it_began_with(
     with pytest.raises(KeyboardInterrupt):
         trained(toy)
     trials = trained(toy)["search"]["trials"]
-    ended = [trial for trial in trials if trial["state"] != "failed" and trial["state"] != "fail"]
+    ended = [trial for trial in trials if trial["state"] != "fail"]
     assert (len(ended), len(trials), len(tried)) == (5, 6, 6)
     assert len({trial["settings"]["learning_rate"] for trial in trials}) == 6
 
@@ -195,7 +196,8 @@ def test_a_trial_worse_than_most_or_too_late_is_given_up_half_way(
     )
 
     clock = iter(range(10**6))
-    monkeypatch.setattr(search.time, "monotonic", lambda: 45.0 * next(clock))
+    ticking = SimpleNamespace(monotonic=lambda: 45.0 * next(clock))
+    monkeypatch.setattr(search, "time", ticking)
     late = make_toy("likelihood", tmp_path / "late", steps=4, search=space | {"minutes": 1.0})
     states = [trial["state"] for trial in trained(late)["search"]["trials"]]
     assert states[0] == "complete"
