@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -58,6 +59,7 @@ def finish(benchmark: str, metrics: Sequence[Metric], json_path: Path | None) ->
         result = {
             "benchmark": benchmark,
             "machine": machine(),
+            "commit": commit(),
             "metrics": [asdict(m) for m in metrics],
         }
         json_path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -75,6 +77,19 @@ def machine() -> dict[str, str | int | None]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
+
+
+def commit() -> str | None:
+    """The commit that is measured, with a `+` where the tree differs; None outside a checkout."""
+    root = Path(__file__).parent
+    said = subprocess.run(
+        ["git", "describe", "--always", "--abbrev=7", "--dirty=+", "--exclude=*"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return said.stdout.strip() or None
 
 
 def need(folder: Path) -> None:

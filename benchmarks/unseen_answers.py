@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -35,8 +35,10 @@ class Question:
     rule: str
     expected: str
     pair: str | None
-    prior: str
-    """The questions among which the usual verdict is looked for."""
+    matter: str
+    """A category of clauses, or a hypothesis in all its forms."""
+    form: str
+    """As it is stated, in other words, or negated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +58,18 @@ def measured(name: str, answers: Sequence[Answered]) -> list[Metric]:
     for one in answers:
         by_document[one.question.document].append(one)
     groups = list(by_document.values())
+    usual_by_form = accuracy(answers) - over_form(answers)
     metrics = [
         Metric(f"{name}, documents", len(groups)),
         Metric(f"{name}, questions", len(answers)),
         Metric(f"{name}, prior, accuracy", accuracy(answers) - over_prior(answers)),
+        Metric(f"{name}, one verdict for each form, accuracy", usual_by_form),
         Metric(f"{name}, one verdict for all, accuracy", accuracy(answers) - over_one(answers)),
     ]
     for called, of, target in (
         ("accuracy", accuracy, None),
         ("accuracy over the prior", over_prior, MARGIN),
+        ("accuracy over one verdict for each form", over_form, MARGIN),
         ("accuracy over one verdict for all", over_one, MARGIN),
         ("pairs turned", pairs_turned, TURNED),
     ):
@@ -91,7 +96,7 @@ def measured(name: str, answers: Sequence[Answered]) -> list[Metric]:
 
 def beside(name: str, answers: Sequence[Answered]) -> list[Metric]:
     """The same of what is compared with: without targets, and what is known beforehand once."""
-    known = re.compile(r"(?:documents|questions|prior, accuracy|one verdict for all, accuracy)$")
+    known = re.compile(r"(?:documents|questions|prior, accuracy|one verdict for .*, accuracy)$")
     return [
         replace(metric, target=None, met=None)
         for metric in measured(name, answers)
@@ -121,18 +126,26 @@ def over_sure(answers: Sequence[Answered]) -> float:
 
 
 def over_prior(answers: Sequence[Answered]) -> float:
-    """Accuracy less that of the most frequent verdict of each prior group, known beforehand."""
-    groups: dict[str, Counter[str]] = defaultdict(Counter)
-    for one in answers:
-        groups[one.question.prior][one.question.expected] += 1
-    usual = sum(counts.most_common(1)[0][1] for counts in groups.values())
-    return accuracy(answers) - usual / len(answers)
+    """Accuracy less that of the usual verdict of each matter in each form, known beforehand."""
+    return _over_usual(answers, lambda question: (question.matter, question.form))
+
+
+def over_form(answers: Sequence[Answered]) -> float:
+    """Accuracy less what can be had by telling a negated rule from a stated one."""
+    return _over_usual(answers, lambda question: question.form)
 
 
 def over_one(answers: Sequence[Answered]) -> float:
-    """Accuracy less that of the most frequent verdict of all: what can be known of a new rule."""
-    counts = Counter(one.question.expected for one in answers)
-    return accuracy(answers) - counts.most_common(1)[0][1] / len(answers)
+    """Accuracy less that of the most frequent verdict of all."""
+    return _over_usual(answers, lambda question: "")
+
+
+def _over_usual(answers: Sequence[Answered], group: Callable[[Question], Hashable]) -> float:
+    groups: dict[Hashable, Counter[str]] = defaultdict(Counter)
+    for one in answers:
+        groups[group(one.question)][one.question.expected] += 1
+    usual = sum(counts.most_common(1)[0][1] for counts in groups.values())
+    return accuracy(answers) - usual / len(answers)
 
 
 def pairs_turned(answers: Sequence[Answered]) -> float:

@@ -67,6 +67,7 @@ def cuad_rules(
     whole: bool = False,
     longest: int | None = None,
     opposites: bool = False,
+    both: bool = False,
     characters: int = 10_000,
     absent: int = 5,
     patterns: str | None = None,
@@ -76,8 +77,9 @@ def cuad_rules(
 
     A document is put together from the passages around labelled clauses, of every category, until
     it has `characters`. `whole` gives whole contracts, each rule asked together with its opposite
-    (`opposite` is its text, with `opposites` a record of its own, too): what a rule is measured
-    with; contracts of more than `longest` characters are left out. `unseen` takes the rules that
+    (`opposite` is its text, with `opposites` a record of its own, too; `both`: those that nothing
+    decides as well): what a rule is measured with; contracts of more than `longest` characters are
+    left out. `unseen` takes the rules that
     are kept for that. `patterns` finds clauses of more categories than are labelled. `without`
     leaves out the rules of some categories.
     """
@@ -128,7 +130,8 @@ def cuad_rules(
             others = answers.get((part_of(group), category), [])
             none = asking.absent(category, others, rng, negated=0.0 if whole else 0.3)
             if none is not None:
-                asked.append((none, None))
+                turned = asking.absent(category, others, rng, negated=1.0) if both else None
+                asked.append((none, turned))
         rng.shuffle(asked)
         if opposites:
             asked += [(opposite, None) for _, opposite in asked if opposite is not None]
