@@ -332,21 +332,19 @@ def _runs(
         run.append(at)
 
 
-def _joined(marks: Iterable[Mark]) -> Iterator[Mark]:
+def _joined(marks: Iterable[Mark]) -> list[Mark]:
     """The marks of a label in order, those that share a word as one."""
-    before: Mark | None = None
+    joined: list[Mark] = []
     for mark in marks:
-        if before is not None and before.start <= mark.start < before.end:
-            # Each runs to the ends of its words, so the later one ends last.
-            end = max(before.end, mark.end)
-            quote = before.quote + mark.quote[before.end - mark.start :]
-            before = replace(before, end=end, quote=quote, score=max(before.score, mark.score))
+        last = joined[-1] if joined else None
+        if last is None or not last.start <= mark.start < last.end:
+            joined.append(mark)
             continue
-        if before is not None:
-            yield before
-        before = mark
-    if before is not None:
-        yield before
+        # Each runs to the ends of its words, so the later one ends last.
+        quote = last.quote + mark.quote[last.end - mark.start :]
+        end, score = max(last.end, mark.end), max(last.score, mark.score)
+        joined[-1] = replace(last, end=end, quote=quote, score=score)
+    return joined
 
 
 def _span_of(encoded: EncodedPrompt, ends: Sequence[int], at: int) -> int:

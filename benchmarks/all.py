@@ -34,7 +34,7 @@ BENCHMARKS = {
     "retrieval_effect": "retrieval.py --effect 5",
     "index": "index.py",
     "training": "training.py",
-    "methods": "methods.py --minutes 6",
+    "methods": "methods.py --minutes 5",
     "staged": "staged.py",
     "switching": "switching.py",
     "loading": "loading.py",
@@ -283,11 +283,12 @@ def shown(name: str, metric: dict[str, Any]) -> bool:
 
 def methods_rows(metrics: list[dict[str, Any]]) -> list[str]:
     """The methods side by side, and their picture."""
-    from methods import table
+    from methods import PICTURE, by_variant, draw, table
 
+    draw(PICTURE, by_variant(metrics))
     about = {metric["name"]: metric["value"] for metric in metrics if "," not in metric["name"]}
     said = ", ".join(f"{value:,g} {name}" for name, value in about.items())
-    return [*table(metrics), "", f"({said})", "", "![quality over size](benchmarks/methods.svg)"]
+    return [*table(metrics), "", f"({said})"]
 
 
 if __name__ == "__main__":

@@ -323,7 +323,7 @@ def shown(value: float) -> str:
 def draw(path: Path, found: dict[str, dict[str, float]]) -> None:
     """Quality over size, with intervals: hollow where a method has the upper layers alone."""
     colours: dict[str, str] = {}
-    with picture(path, (6.4, 4)) as axes:
+    with picture(path, (7.6, 4)) as axes:
         for name, figures in found.items():
             plain = name.removesuffix(" all layers").removesuffix(f" {SPARSE}")
             # What chose its own settings is no end of a line.
@@ -353,12 +353,14 @@ def draw(path: Path, found: dict[str, dict[str, float]]) -> None:
                 alpha=0.5,
                 label=method,
             )
+        axes.set_xscale("log")
+        axes.set_xticks([2e5, 5e5, 1e6, 2e6, 5e6], ["0.2M", "0.5M", "1M", "2M", "5M"])
+        axes.set_xticks([], minor=True)
         axes.set(
-            xscale="log",
             xlabel="parameters (hollow: upper third of the layers)",
             ylabel="macro-F1 on documents not trained on",
         )
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ a starting point for a measurement, not the end of one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -172,6 +172,13 @@ RULES: tuple[Rule, ...] = (
         "there are rows enough to measure which layers matter; those below the chosen ones are "
         "computed once",
     ),
+    Rule(
+        "importance",
+        lambda s: _worth_trials(s) and not (_prefix(s) or _head_alone(s)),
+        lambda s: "validation",
+        "looks from the top, so that much is computed once; gradients chose the lowest layers here",
+    ),
+    Rule("importance", _always, lambda s: None, ""),
     Rule(
         "layers",
         _always,
@@ -376,17 +383,3 @@ def advise(situation: Situation) -> list[Advice]:
                 None if value is None else Advice(rule.setting, value, rule.reason)
             )
     return [advice for advice in decided.values() if advice is not None]
-
-
-def train_settings(advice: Iterable[Advice]) -> dict[str, Json]:
-    """The part of the advice that stands in `train.yaml` word for word.
-
-    Without `start_from`: the folder that it names has to be trained first.
-    """
-    known = (
-        *("method", "layers", "virtual_tokens", "reduction_factor", "rank", "search", "epochs"),
-        *("packs_per_step", "pack_tokens", "dtype", "quantization", "checkpointing"),
-    )
-    settings = {one.setting: one.value for one in advice if one.setting in known}
-    rank = settings.get("rank")
-    return settings | ({} if rank is None else {"alpha": 2 * int(rank)})

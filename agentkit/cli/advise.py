@@ -80,8 +80,8 @@ def advise(
     from agentkit.advise.measured import METHODS
     from agentkit.advise.measured import measured as figures_in
     from agentkit.advise.rules import advise as decide
-    from agentkit.advise.rules import train_settings
     from agentkit.advise.situation import Situation
+    from agentkit.advise.train_yaml import train_settings
     from agentkit.skill.registry import default_folders
 
     if (rows is None) == (data is None):

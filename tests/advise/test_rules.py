@@ -13,8 +13,9 @@ from rich.console import Console
 
 from agentkit.adapters.heads import ChoiceHead
 from agentkit.advise.memory import Way, least
-from agentkit.advise.rules import RULES, Advice, advise, train_settings
+from agentkit.advise.rules import RULES, Advice, advise
 from agentkit.advise.situation import Answer, Deployment, Situation, Updates
+from agentkit.advise.train_yaml import train_settings
 from agentkit.errors import InputError
 from agentkit.skill.manifest import ChoiceAnswer
 from agentkit.training.settle import settle

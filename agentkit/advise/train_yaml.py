@@ -1,0 +1,31 @@
+"""Advice to the settings of a `train.yaml`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from agentkit.advise.rules import Advice
+from agentkit.types import Json
+
+
+def train_settings(advice: Iterable[Advice]) -> dict[str, Json]:
+    """The part of the advice that stands in `train.yaml` word for word.
+
+    Without `start_from`: the folder that it names has to be trained first.
+    """
+    known = (
+        *(
+            "method",
+            "layers",
+            "importance",
+            "virtual_tokens",
+            "reduction_factor",
+            "rank",
+            "search",
+            "epochs",
+        ),
+        *("packs_per_step", "pack_tokens", "dtype", "quantization", "checkpointing"),
+    )
+    settings = {one.setting: one.value for one in advice if one.setting in known}
+    rank = settings.get("rank")
+    return settings | ({} if rank is None else {"alpha": 2 * int(rank)})
