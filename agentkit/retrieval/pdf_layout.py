@@ -143,9 +143,13 @@ def _with_shifted(rows: list[list[Mapping[str, Any]]]) -> list[list[Mapping[str,
     homes: dict[int, list[int]] = {}
     for at, row in enumerate(rows):
         near = [n for n in range(max(0, at - 2), min(len(rows), at + 3)) if n not in (at, *homes)]
-        found = [_home(word, rows, near) for word in row]
-        # Words of a line, of which one stands beside a large initial, stay together.
-        if -1 not in found:
+        found: list[int] = []
+        for word in row:
+            home = _home(word, rows, near)
+            if home < 0:
+                break  # words of a line, of which one stands beside a large initial, stay together
+            found.append(home)
+        else:
             homes[at] = found
     kept = [[] if at in homes else [*row] for at, row in enumerate(rows)]
     for at, found in homes.items():
