@@ -293,8 +293,14 @@ class Kit:
         from agentkit.workflow.program import validate
 
         validate(spec, tuple(self.skills if digests is None else digests))
+        runner = self.runner(digests, as_of=as_of)
         return compile_workflow(
-            spec, self.runner(digests, as_of=as_of), self.documents, readers=self.readers(folder)
+            spec,
+            runner,
+            self.documents,
+            readers=self.readers(folder),
+            skills={name: skill.digest for name, skill in runner.skills.items()},
+            backbone=self.engine.fingerprint,
         )
 
     def readers(self, folder: Path | None = None) -> dict[str, Reader]:

@@ -13,6 +13,7 @@ from agentkit.settings import Settings
 from agentkit.skill.folder import load_skill
 from agentkit.testing import FakeEncoder, TinyBackbone, tiny_adapter
 from agentkit.types import StepCall, StepResult
+from agentkit.workflow import Workflow
 
 
 class TinyKit(Kit):
@@ -93,6 +94,22 @@ def test_a_runner_can_be_made_with_the_skills_of_an_earlier_run(
     assert isinstance(first, StepResult)
     assert isinstance(again, StepResult)
     assert (again.digest, again.output) == (before, first.output)
+
+
+def test_a_run_that_is_kept_says_what_it_is_resumed_with(kit: Kit) -> None:
+    spec = (
+        Workflow("one")
+        .step("say", skill="word-giver", input={"text": "Hm."})
+        .output("said", "{{ steps.say.output }}")
+        .spec()
+    )
+    outcome = kit.compile(spec).run({}, store=kit.runs)
+    record = kit.runs.show(outcome.id)
+    assert record.skills == {name: skill.digest for name, skill in kit.skills.items()}
+    assert "word-giver" in record.skills
+    assert record.backbone == kit.engine.fingerprint
+    again = kit.compile(spec, digests=record.skills, as_of=record.started)
+    assert again.run({}).outputs == outcome.outputs
 
 
 def test_a_copy_that_is_gone_is_an_input_error(kit: Kit) -> None:

@@ -61,6 +61,10 @@ class CompiledWorkflow:
     runner: StepRunner
     documents: DocumentStore
     readers: Mapping[str, run_inputs.Reader] = field(default_factory=dict)
+    skills: Mapping[str, str] = field(default_factory=dict)
+    """What its runner has, name to digest: kept with a run, so that it can be resumed."""
+    backbone: str = ""
+    """The fingerprint of what answers."""
 
     @property
     def spec(self) -> WorkflowSpec:
@@ -175,13 +179,18 @@ def compile_workflow(
     documents: DocumentStore,
     *,
     readers: Mapping[str, run_inputs.Reader] | None = None,
+    skills: Mapping[str, str] | None = None,
+    backbone: str = "",
 ) -> CompiledWorkflow:
     """Bind a workflow to a step runner and a document store.
 
     `readers` turn what a run is given for an input of that type (`document`, `playbook`) into its
-    value, so that a path can be given. Raises `WorkflowError`.
+    value, so that a path can be given. `skills` (name to digest) and `backbone` are what the runner
+    answers with. Raises `WorkflowError`.
     """
-    return CompiledWorkflow(Program.of(spec), runner, documents, dict(readers or {}))
+    program = Program.of(spec)
+    own = dict(skills or {})
+    return CompiledWorkflow(program, runner, documents, dict(readers or {}), own, backbone)
 
 
 def _join(graph: Any, sources: Sequence[str], target: str) -> None:

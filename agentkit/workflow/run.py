@@ -100,9 +100,9 @@ def start(
 ) -> RunOutcome:
     """Run a workflow. A failed step gives an outcome with `status="failed"` and its `error`.
 
-    `skills` (name to digest), `versions` (of those from a folder with a version) and `backbone` are
-    kept with the run. Without a store the run is kept
-    in memory. Raises `InputError` for wrong inputs, before a run begins.
+    `skills` (name to digest), `versions` (of those from a folder with a version) and `backbone`, by
+    default what the workflow is bound to, are kept with the run. Without a store the run is kept in
+    memory. Raises `InputError` for wrong inputs, before a run begins.
     """
     progress = stream(
         compiled,
@@ -137,8 +137,8 @@ def stream(
         spec=to_yaml(compiled.spec),
         spec_digest=compiled.digest,
         inputs=prepared,
-        skills=skills or {},
-        backbone=backbone,
+        skills=compiled.skills if skills is None else skills,
+        backbone=backbone or compiled.backbone,
         run_id=run_id,
         versions=versions,
     )
