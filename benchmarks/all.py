@@ -47,8 +47,8 @@ BENCHMARKS = {
 """What is run for each file of metrics."""
 ABOUT = {
     "main_job": "The whole of `make run`",
-    "contract_review": "A contract that is read and indexed, parsed, reviewed and explained; the "
-    "peer is a plain LangGraph and PEFT pipeline with the same adapters and prompts. One round: "
+    "contract_review": "A contract, already read and indexed, is parsed, reviewed and explained; "
+    "the peer is a plain LangGraph and PEFT pipeline with the same adapters and prompts. One round: "
     "the ratio wavers by a tenth and more from run to run",
     "skills_review": "compliance-review on documents that it was not trained on; frozen is the "
     "bare backbone with the same head, prior each hypothesis's most frequent label",
