@@ -48,8 +48,8 @@ BENCHMARKS = {
 ABOUT = {
     "main_job": "The whole of `make run`",
     "contract_review": "A contract, already read and indexed, is parsed, reviewed and explained; "
-    "the peer is a plain LangGraph and PEFT pipeline with the same adapters and prompts. One round: "
-    "the ratio wavers by a tenth and more from run to run",
+    "the peer is a plain LangGraph and PEFT pipeline with the same adapters and prompts. One "
+    "round: the ratio wavers by a tenth and more from run to run",
     "skills_review": "compliance-review on documents that it was not trained on; frozen is the "
     "bare backbone with the same head, prior each hypothesis's most frequent label",
     "skills_parsing": "contract-parsing on contracts of filers that it was not trained on, in "
