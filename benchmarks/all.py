@@ -102,6 +102,11 @@ SHORT = (
     ),
     ("verdicts on rules never asked, other contracts", "unseen_contracts", "CUAD, accuracy"),
     (
+        "the same by one verdict for all, unread",
+        "unseen_contracts",
+        "CUAD, one verdict for all, accuracy",
+    ),
+    (
         "the same by each category's usual verdict, unread",
         "unseen_contracts",
         "CUAD, prior, accuracy",

@@ -80,16 +80,18 @@ def machine() -> dict[str, str | int | None]:
 
 
 def commit() -> str | None:
-    """The commit that is measured, with a `+` where the tree differs; None outside a checkout."""
-    root = Path(__file__).parent
-    said = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=7", "--dirty=+", "--exclude=*"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return said.stdout.strip() or None
+    """The commit that is measured, with a `+` where code or skills differ; None outside a
+    checkout."""
+
+    def git(*words: str) -> str:
+        root = Path(__file__).resolve().parent.parent
+        command = ["git", *words]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    named = git("rev-parse", "--short=7", "HEAD")
+    changed = git("status", "--porcelain", "--", "agentkit", "skills", "benchmarks/*.py")
+    return f"{named}{'+' if changed else ''}" if named else None
 
 
 def need(folder: Path) -> None:
