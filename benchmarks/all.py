@@ -277,6 +277,8 @@ def shown(name: str, metric: dict[str, Any]) -> bool:
     """Whether the README shows a figure of a benchmark in a row of its own."""
     if metric["name"].endswith((", low", ", high", ".low", ".high")):
         return False
+    if metric["name"].endswith(", failed") and not metric["value"]:
+        return False
     if name.startswith("skills"):
         _, _, *rest = metric["name"].split(", ")
         if rest[-1] in BESIDE and len(rest) == 2 and " over " not in rest[0]:
