@@ -86,6 +86,7 @@ class LoadedSkill:
     fingerprint: Fingerprint
     """`unknown` is served with a warning."""
     nbytes: int
+    """Of its adapter and its head."""
     kind: Kind = "lora"
     starts_at_invocation: bool = False
     """Whether it leaves everything before the invocation to the bare backbone."""
