@@ -60,8 +60,8 @@ ABOUT = {
     "too: agreement with these. The grammar sees to it that what is stated is supported",
     "unseen_contracts": "Rules that no training asked, of commercial contracts that no version was "
     "asked a rule of before, stated and negated. Verdicts follow from CUAD's labels: a contract "
-    "with a clause of a category entails each of its rules. The prior knows each category's usual verdict "
-    "in each form; foreign is what no contract speaks of; score over accuracy is how much surer it "
+    "with a clause of a category entails each of its rules. The prior knows each category's usual "
+    "verdict in each form; foreign is what no contract speaks of; score over accuracy is how much surer it "
     "is than right",
     "unseen_rules": "Hypotheses left out of a training, as stated, paraphrased and negated; the "
     "prior knows each one's usual verdict in each form",
