@@ -301,6 +301,7 @@ class Kit:
             readers=self.readers(folder),
             skills={name: skill.digest for name, skill in runner.skills.items()},
             backbone=self.engine.fingerprint,
+            encoder=self.encoder.digest,
         )
 
     def readers(self, folder: Path | None = None) -> dict[str, Reader]:

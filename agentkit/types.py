@@ -50,7 +50,7 @@ class Document:
     """What a file says, as one text in which everything else counts its offsets."""
 
     digest: str
-    """SHA-256 of `text`, hex: the document's name in workflow state, caches and indexes."""
+    """SHA-256 of `text`, hex: its name in workflow state, caches and indexes."""
     source: str
     """The file's name, without its folders."""
     media_type: str
@@ -360,6 +360,8 @@ class RunRecord:
     error: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     """Name to version, of the skills that came from a folder with a version."""
+    encoder: str = ""
+    """Digest of what routed and searched."""
 
 
 # ---------------------------------------------------------------- protocols
@@ -374,7 +376,6 @@ class Encoder(Protocol):
     @property
     def digest(self) -> str:
         """Names the weights, so that cached vectors are never mixed up."""
-        ...
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """`(len(texts), dimension)`, float32, rows of unit length."""
@@ -384,8 +385,7 @@ class Encoder(Protocol):
 class StepRunner(Protocol):
     """What a workflow needs from below: turn calls into results, in order.
 
-    Calls given together may be batched; one that fails does not harm the others: its place holds
-    the error.
+    Calls given together may be batched; one that fails has its error in its place.
     """
 
     def run(self, calls: Sequence[StepCall]) -> list[StepResult | Exception]: ...

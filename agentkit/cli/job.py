@@ -115,13 +115,16 @@ def resumed(
     spec = parse_spec(kit.runs.spec(run_id)[0], name=f"run {run_id}")
     with stderr.status("loading the backbone"):
         compiled = kit.compile(spec, digests=record.skills, as_of=record.started)
-    here = kit.engine.fingerprint
-    if record.backbone not in ("", here) and record.status != "done":
-        raise InputError(
-            f"run {run_id!r} began with another backbone, {record.backbone[:12]}, and {here[:12]} "
-            "would answer the rest",
-            hint="resume it with the same --set backbone=... and --skills",
-        )
+    for part, had, has in (
+        ("backbone", record.backbone, compiled.backbone),
+        ("encoder", record.encoder, compiled.encoder),
+    ):
+        if had not in ("", has) and record.status != "done":
+            raise InputError(
+                f"run {run_id!r} began with another {part}, {had[:12]}, and {has[:12]} would do "
+                "the rest",
+                hint=f"resume it with the same --set {part}=... and --skills",
+            )
     with _Display(spec) as display, _interruptible(kit):
         outcome = resume(compiled, run_id, decision, store=kit.runs, on_event=display.show)
     return _told(kit, spec, compiled, outcome, out)

@@ -268,6 +268,7 @@ def _run(report: Report) -> Iterator[str]:
             f"- id: {code(run.id)}",
             f"- workflow: {code(run.workflow)}",
             f"- backbone: {code(run.backbone)}",
+            *([f"- encoder: {code(run.encoder)}"] if run.encoder else ()),
             f"- tokens: {tokens.prompt:,} read ({tokens.cached:,} of them cached), "
             f"{tokens.completion:,} written",
         ]

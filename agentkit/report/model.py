@@ -146,6 +146,8 @@ class Run(_Item):
     id: str
     workflow: str
     backbone: str
+    encoder: str = ""
+    """Digest of what routed and searched."""
     skills: dict[str, str] = Field(default_factory=dict)
     """Name to digest, as they were when the run began."""
     seconds: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(

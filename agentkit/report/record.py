@@ -34,6 +34,7 @@ def run_of(outcome: RunOutcome, record: RunRecord, program: Program) -> dict[str
         "id": outcome.id,
         "workflow": record.workflow,
         "backbone": record.backbone,
+        "encoder": record.encoder,
         "skills": dict(record.skills),
         "seconds": {step: round(value, 3) for step, value in seconds.items()},
         "tokens": tokens,

@@ -65,6 +65,8 @@ class CompiledWorkflow:
     """What its runner has, name to digest: kept with a run, so that it can be resumed."""
     backbone: str = ""
     """The fingerprint of what answers."""
+    encoder: str = ""
+    """The digest of what routes and searches."""
 
     @property
     def spec(self) -> WorkflowSpec:
@@ -181,16 +183,17 @@ def compile_workflow(
     readers: Mapping[str, run_inputs.Reader] | None = None,
     skills: Mapping[str, str] | None = None,
     backbone: str = "",
+    encoder: str = "",
 ) -> CompiledWorkflow:
     """Bind a workflow to a step runner and a document store.
 
     `readers` turn what a run is given for an input of that type (`document`, `playbook`) into its
-    value, so that a path can be given. `skills` (name to digest) and `backbone` are what the runner
-    answers with. Raises `WorkflowError`.
+    value, so that a path can be given. `skills` (name to digest), `backbone` and `encoder` are what
+    the runner answers with. Raises `WorkflowError`.
     """
     program = Program.of(spec)
     own = dict(skills or {})
-    return CompiledWorkflow(program, runner, documents, dict(readers or {}), own, backbone)
+    return CompiledWorkflow(program, runner, documents, dict(readers or {}), own, backbone, encoder)
 
 
 def _join(graph: Any, sources: Sequence[str], target: str) -> None:

@@ -141,6 +141,7 @@ def stream(
         backbone=backbone or compiled.backbone,
         run_id=run_id,
         versions=versions,
+        encoder=compiled.encoder,
     )
     return _drive(compiled, store, run_id, _first_state(store, run_id))
 

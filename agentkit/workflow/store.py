@@ -54,8 +54,13 @@ CREATE TABLE IF NOT EXISTS run_versions (
     skill TEXT NOT NULL,
     version TEXT NOT NULL,
     PRIMARY KEY (run, skill)
+);
+CREATE TABLE IF NOT EXISTS run_encoders (
+    run TEXT PRIMARY KEY REFERENCES runs(id),
+    encoder TEXT NOT NULL
 )
 """
+_RUNS = "SELECT runs.*, encoder FROM runs LEFT JOIN run_encoders ON run = id"
 _WHOLE_STEP = -1
 
 
@@ -123,6 +128,7 @@ class RunStore:
         backbone: str,
         run_id: str | None = None,
         versions: Mapping[str, str] | None = None,
+        encoder: str = "",
     ) -> str:
         """Begin a run and return its id. `versions` names those of `skills` that come from a folder
         with a version. Raises `InputError` if the id is taken or malformed."""
@@ -154,6 +160,7 @@ class RunStore:
                     "INSERT INTO run_versions (run, skill, version) VALUES (?, ?, ?)",
                     [(run_id, *pair) for pair in (versions or {}).items()],
                 )
+                connection.execute("INSERT INTO run_encoders VALUES (?, ?)", (run_id, encoder))
         except _TakenError as error:
             raise InputError(
                 f"there is a run {run_id!r} already", hint="resume it, or choose another id"
@@ -205,7 +212,7 @@ class RunStore:
         """The latest runs, newest first, without their steps."""
         with self._transaction(write=False) as connection:
             rows = connection.execute(
-                "SELECT * FROM runs ORDER BY started DESC, id DESC LIMIT ?", (limit,)
+                f"{_RUNS} ORDER BY started DESC, id DESC LIMIT ?", (limit,)
             ).fetchall()
             versions = {row["id"]: self._versions(connection, row["id"]) for row in rows}
         return tuple(self._record(row, (), versions[row["id"]]) for row in rows)
@@ -264,9 +271,7 @@ class RunStore:
                     self._connection.execute("ROLLBACK")
 
     def _row(self, connection: sqlite3.Connection, run_id: str) -> sqlite3.Row:
-        row: sqlite3.Row | None = connection.execute(
-            "SELECT * FROM runs WHERE id = ?", (run_id,)
-        ).fetchone()
+        row: sqlite3.Row | None = connection.execute(f"{_RUNS} WHERE id = ?", (run_id,)).fetchone()
         if row is None:
             raise InputError(
                 f"there is no run {run_id!r}", hint="agentkit runs ls lists the runs there are"
@@ -305,6 +310,8 @@ class RunStore:
             ),
             error=row["error"],
             versions=versions,
+            # None: kept by a release that did not know of it.
+            encoder=row["encoder"] or "",
         )
 
     def _json(self, text: str) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from watchfiles import watch
 
 from agentkit.report.write import FILES
@@ -240,6 +241,25 @@ def test_a_run_is_not_finished_by_another_backbone(
     assert (code, out) == (2, "")
     assert "began with another backbone" in err
     assert json.loads(call(["runs", "show", run["id"], *full[:8]])[1])["status"] == "failed"
+
+
+def test_a_run_is_not_finished_by_another_encoder(
+    call: Call, full: list[str], encoder: Path, birds: Path, tmp_path: Path
+) -> None:
+    assert call(["run", birds, "--input", "texts=[1, 2]", *full])[0] == 2
+    (run,) = json.loads(call(["runs", "ls", "--json", *full[:8]])[1])
+    other = tmp_path / "other"
+    shutil.copytree(encoder, other)
+    weights = other / "model.safetensors"
+    weights.chmod(0o644)
+    tensors = load_file(weights)
+    save_file({name: value * 1.5 for name, value in tensors.items()}, weights, {"format": "pt"})
+    code, out, err = call(["runs", "resume", run["id"], *full, "--set", f"encoder={other}"])
+    assert (code, out) == (2, "")
+    assert "began with another encoder" in err
+    assert call(["runs", "resume", run["id"], *full])[0] == 2  # the same one goes on, and fails
+    shown = json.loads(call(["runs", "show", run["id"], *full[:8]])[1])
+    assert (shown["status"], len(shown["encoder"])) == ("failed", 64)
 
 
 def test_when_every_document_is_bad_the_exit_code_is_1(
