@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from agentkit.engine.precision import computing_type
 from agentkit.errors import SkillError
 from agentkit.training.attention import use_block_attention
 from agentkit.training.quantized import quantize_layers
@@ -21,6 +22,18 @@ _PRIMITIVES = 64
 length, with a dozen shapes each: of the 1,024 that it keeps otherwise most are never met again, and
 hold gigabytes. Preparing them anew costs a few hundredths of the time.
 """
+
+
+def with_type(spec: TrainSpec, device: torch.device) -> TrainSpec:
+    """The settings with the type that `auto` means on a device.
+
+    A processor without instructions for bfloat16 takes several times as long with it as with
+    float32. No gradient is scaled here, so float16 is never taken.
+    """
+    if spec.dtype != "auto":
+        return spec
+    found = computing_type("auto", device.type) is torch.bfloat16
+    return spec.model_copy(update={"dtype": "bfloat16" if found else "float32"})
 
 
 def load_frozen(folder: Path, spec: TrainSpec, device: torch.device = _CPU) -> Any:

@@ -179,8 +179,9 @@ class TrainSpec(_Frozen):
     """Whether what lies below the adapted layers is computed once and kept on disk."""
     cache_gigabytes: float = Field(default=20.0, gt=0.0)
     """At most so much of it is kept; the rest is computed anew in each epoch."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """What is computed in, and how the backbone's weights are held unless they are quantised."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """What is computed in, and how the backbone's weights are held unless they are quantised:
+    `auto` is bfloat16 where the machine has instructions for it, and float32 elsewhere."""
     quantization: Literal["int8", "nf4"] | None = None
     """The frozen weights of the layers in eight bits, or in four (by bitsandbytes): less memory,
     a little slower, and the adapter learns to live with their rounding."""

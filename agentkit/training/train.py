@@ -32,7 +32,7 @@ from agentkit.prompt import frame_of
 from agentkit.settings import Settings
 from agentkit.skill.manifest import Manifest, MarksAnswer
 from agentkit.skill.manifest_files import read_manifest
-from agentkit.training.backbone import decoder_of, load_frozen
+from agentkit.training.backbone import decoder_of, load_frozen, with_type
 from agentkit.training.checks import (
     check_choices,
     check_depth,
@@ -150,6 +150,7 @@ def _train(
         console.print(f"{manifest.name}: {said}")
 
     device = device_of(settings.device)
+    spec = with_type(spec, device)
     begin_gpu(device)
     model = load_frozen(backbone, spec, device)
     decoder, hidden = decoder_of(model), int(model.config.hidden_size)

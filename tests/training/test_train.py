@@ -870,6 +870,21 @@ def test_another_backbones_adapter_cannot_be_started_from(
         train(staged)
 
 
+@pytest.mark.parametrize(("can", "name"), [({}, "float32"), ({"avx512_bf16": True}, "bfloat16")])
+def test_a_training_computes_in_what_the_machine_has_instructions_for(
+    make_toy: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    can: dict[str, bool],
+    name: str,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
+    toy = make_toy("likelihood", tmp_path, steps=1, dtype="auto")
+    assert train(toy)[0].metrics["training"]["dtype"] == name
+    adapter = load_file(toy.folder / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in adapter.values()} == {getattr(torch, name)}
+
+
 def test_a_short_training_shows_every_step_and_old_pictures_go(
     make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:

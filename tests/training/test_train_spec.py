@@ -37,7 +37,7 @@ def test_the_smallest_file_names_only_its_data(tmp_path: Path) -> None:
         ("data:\n- path: a\n  limt: 3\n", ":3:3: unknown key 'limt'"),
         (SMALLEST + "rank: 8\nrank: 4\n", ':3:1: not valid YAML: found duplicate key "rank"'),
         (SMALLEST + "method: magic\n", "method: Input should be 'lora'"),
-        (SMALLEST + "dtype: int8\n", "dtype: Input should be 'bfloat16' or 'float32'"),
+        (SMALLEST + "dtype: int8\n", "dtype: Input should be 'auto', 'bfloat16' or 'float32'"),
         ("data: [{path: a, limit: none}]\n", "data.0.limit: "),
         (SMALLEST + "layers: true\n", "layers: Input should be a valid string"),
         (SMALLEST + "method: prefix\ncheckpointing: true\n", "leave checkpointing out"),
