@@ -66,7 +66,8 @@ ABOUT = {
     "unseen_rules": "Hypotheses left out of a training, as stated, paraphrased and negated; the "
     "prior knows each one's usual verdict in each form",
     "own_skill": "A skill of one's own, from 500 rows to a route; the 100 rows to measure on have "
-    "15 wordings, and the interval takes them for independent",
+    "15 wordings, and the interval takes them for independent; base is the bare backbone under the "
+    "head that was trained with the adapter",
     "routing": "The router on CLINC150's validation rows with abstention (oos: what no skill is "
     "for; 100 rows), a peer beside; tasks are requests of ours",
     "retrieval": "Gold passages found for ContractNLI's hypotheses, which the reranker was tuned "
@@ -76,7 +77,8 @@ ABOUT = {
     "encoder's pass",
     "training": "Training with and without the lower layers' states cached, and what saves memory",
     "methods": "Methods and layers side by side on compliance-review, documents held out, as "
-    "served; a cost of 1 is the frozen backbone's on a new document",
+    "served; a cost of 1 is the frozen backbone's on a new document. Each began with the frozen "
+    "backbone's head and has one, which comes on top of its parameters, bytes and seconds",
     "staged": "A small training (200 rows) from nothing, and from a general adapter trained first",
     "switching": "Switching adapters: setting the active slot, beside PEFT's set_adapter, and what "
     "a switch adds to the first token",

@@ -11,10 +11,8 @@
 
 Intervals are bootstraps over documents. The frozen backbone answers with the same prompt, schema
 and scoring; a probe reads it anyhow. Where a task head answers or chooses, the same head is trained
-on the frozen backbone:
-`agentkit train skills/SKILL --out out/frozen --with method=head --with epochs=20` (few minutes, as
-the states are computed once). `--frozen SKILL=DIR` names another such folder; without one that
-line is left out.
+on the frozen backbone, if there is none yet: an hour or two for a skill. `--frozen SKILL=DIR` names
+one that was trained elsewhere, `--without-frozen` leaves the line out.
 """
 
 from __future__ import annotations
@@ -30,6 +28,7 @@ from pathlib import Path
 
 from common import Metric, arguments, at_least, at_most, finish, need
 from evaluations import bounds, compared, console, served
+from trainings import ROOT, frozen_head
 
 from agentkit.evaluation.baselines import Predictor, baselines
 from agentkit.evaluation.report import Evaluation
@@ -41,8 +40,6 @@ from agentkit.skill.manifest import GenerateAnswer
 from agentkit.training.rows import Row, Split, load_rows
 from agentkit.training.spec import DataSpec, TrainSpec, load_train_spec
 
-ROOT = Path(__file__).resolve().parent.parent
-FROZEN = ROOT / "out" / "frozen"
 ADDS = 0.03
 """What an adapter must add to the frozen backbone, and reporting to its neighbours."""
 
@@ -57,10 +54,10 @@ def main() -> int:
     parser.add_argument(
         "--frozen", action="append", default=[], metavar="SKILL=DIR", help="heads without adapters"
     )
+    parser.add_argument("--without-frozen", action="store_true", help="train no such head")
     options = parser.parse_args()
     need(options.data_dir)
-    frozen = {path.name: path for path in FROZEN.glob("*") if (path / "head.safetensors").is_file()}
-    frozen |= {name: Path(path) for name, _, path in (f.partition("=") for f in options.frozen)}
+    frozen = {name: Path(path) for name, _, path in (f.partition("=") for f in options.frozen)}
     metrics: list[Metric] = []
     with ExitStack() as open_:
         kit = open_.enter_context(Kit())
@@ -78,8 +75,9 @@ def main() -> int:
                 bare_too = not skill.head or skill.manifest.probes
                 if isinstance(skill.manifest.answer, GenerateAnswer) and bare_too:
                     predictors["frozen"] = served(kit, skill, bare)
-                elif name in frozen:
-                    other = kit.store.admit(load_skill(frozen[name], name=name))
+                elif not options.without_frozen:
+                    head = frozen.get(name) or frozen_head(name, options.data_dir)
+                    other = kit.store.admit(load_skill(head, name=name))
                     predictors["frozen"] = served(kit, other, bare)
                 if learnt:
                     predictors |= baselines(skill.manifest, learnt)

@@ -21,6 +21,8 @@ from agentkit.training.spec import TrainSpec, load_train_spec
 
 ROOT = Path(__file__).resolve().parent.parent
 SKILL = ROOT / "skills" / "compliance-review"
+FROZEN = ROOT / "out" / "frozen"
+"""Heads that were trained without an adapter, by skill."""
 AGENTKIT = Path(sys.executable).with_name("agentkit")
 QUALITY = ("accuracy", "macro_f1", "evidence_map")
 """What methods and ways of training are compared by, as served."""
@@ -71,6 +73,28 @@ def trained(name: str, into: Path, changes: Mapping[str, Any], data_dir: Path) -
     )
     # Its states are its own, so that the seconds of each training hold the making of them.
     shutil.rmtree(into / "work")
+    return folder
+
+
+def frozen_head(name: str, data_dir: Path, into: Path = FROZEN) -> Path:
+    """The folder of a shipped skill whose task head was trained without an adapter.
+
+    Trains it where there is none yet: one reading of all that the skill learns from by every layer,
+    an hour or two on two cores. A training that was killed goes on.
+    """
+    folder = into / name
+    asked = load_train_spec(ROOT / "skills" / name / "train.yaml")
+    try:
+        done = (folder / "head.safetensors").is_file() and (
+            not asked.calibration or "calibration" in record(folder)
+        )
+    except (OSError, ValueError):
+        done = False
+    if not done:
+        console.print(f"{name}: training its head on the frozen backbone")
+        command = [AGENTKIT, "train", ROOT / "skills" / name, "--out", into]
+        command += ["--with", "method=head", "--with", "epochs=20", "--data-dir", data_dir]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return folder
 
 

@@ -12,8 +12,8 @@
   in a paraphrase and negated. Each fold trains an adapter first, for `--minutes`, on all of the
   skill's documents or on `--limit` of each source; a fold that is there is not trained again.
 
-Beside the contracts' stand the answers of a head that was trained on the frozen backbone, if there
-is one (see `benchmarks/skills.py`). Beside each stands what can be had without reading: the most
+Beside the contracts' stand the answers of a head that was trained on the frozen backbone (see
+`benchmarks/skills.py`). Beside each stands what can be had without reading: the most
 frequent verdict of all questions; of each form, stated or negated; and, the hardest to be better
 than, of each category or hypothesis in each form, which of a new rule nobody knows. A pair is
 turned when a rule and its opposite get opposite verdicts. Intervals are bootstraps over documents.
@@ -32,7 +32,7 @@ from random import Random
 
 from common import arguments, finish, need
 from evaluations import served
-from trainings import ROOT, SKILL, console, trained
+from trainings import ROOT, SKILL, console, frozen_head, trained
 from unseen_answers import OPPOSITE, VERDICTS, Answered, Question, beside, measured, silent
 
 from agentkit.kit import Kit
@@ -92,9 +92,9 @@ def main() -> int:
     parser.add_argument(
         "--frozen",
         type=Path,
-        default=ROOT / "out" / "frozen" / SKILL.name,
         help="a head trained without an adapter, to print beside on contracts",
     )
+    parser.add_argument("--without-frozen", action="store_true", help="train no such head")
     options = parser.parse_args()
     need(options.data_dir)
     folds = [fold(number, options) for number in range(options.folds)]
@@ -103,8 +103,9 @@ def main() -> int:
             asked = contracts(options)
             metrics = measured("CUAD", answered(kit, kit.skills[SKILL.name], asked))
             metrics.append(silent("CUAD", answered(kit, kit.skills[SKILL.name], foreign(asked))))
-            if (options.frozen / "head.safetensors").is_file():
-                alone = kit.store.admit(load_skill(options.frozen, name=SKILL.name))
+            if not options.without_frozen:
+                head = options.frozen or frozen_head(SKILL.name, options.data_dir)
+                alone = kit.store.admit(load_skill(head, name=SKILL.name))
                 metrics += beside("CUAD, frozen", answered(kit, alone, asked))
             return finish("unseen_contracts", metrics, options.json)
         answers: list[Answered] = []

@@ -244,7 +244,7 @@ method: lora         # or dora, alora, bottleneck, hybrid, prefix, or head: the 
 layers: upper 1/3    # only these are adapted: what lies below is computed once
 rank: 16
 alpha: 32
-learning_rate: {rate}
+learning_rate: {rate}  # of LoRA and its kin; without this line each method has its own
 epochs: 2
 max_minutes: 10      # of steps; what comes before and after takes its own time
 packs_per_step: 1

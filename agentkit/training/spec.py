@@ -44,6 +44,8 @@ SIZED_BY: dict[Method, tuple[str, ...]] = {
     "head": (),
 }
 """The settings that say how large each method's adapter is."""
+DROPPING: frozenset[Method] = frozenset(("lora", "dora", "hybrid"))
+"""The methods that a dropout acts on."""
 
 
 def _layers_text(given: Any) -> Any:
@@ -132,7 +134,7 @@ class TrainSpec(_Frozen):
     `auto`: those that matter most by `importance`."""
     layers_of: str | None = None
     """Folder of a trained skill (from this one) whose layers are taken instead."""
-    importance: Importance = "gradient"
+    importance: Importance = "validation"
     layer_count: int | None = Field(default=None, ge=1)
     """How many layers `auto` chooses by `gradient` or `attention`; a third of them by default."""
     probe_packs: int = Field(default=24, ge=2)
@@ -203,6 +205,11 @@ class TrainSpec(_Frozen):
             )
         if self.size and "prefix" in methods:
             raise ValueError("a prefix has no rank to be found: leave size out, set virtual_tokens")
+        if self.dropout and not methods & DROPPING:
+            raise ValueError(
+                f"dropout acts on {', '.join(sorted(DROPPING))} alone, not on {self.method}: leave "
+                "it out"
+            )
         if self.search:
             self._check_sizes(self.search)
         return self

@@ -885,6 +885,19 @@ def test_a_training_computes_in_what_the_machine_has_instructions_for(
     assert {tensor.dtype for tensor in adapter.values()} == {getattr(torch, name)}
 
 
+@pytest.mark.parametrize("method", ["bottleneck", "hybrid"])
+def test_auto_layers_are_chosen_for_other_methods_too(
+    make_toy: Callable[..., Any], tmp_path: Path, method: str
+) -> None:
+    toy = make_toy("choice", tmp_path, steps=4, layers="auto", method=method, probe_packs=4)
+    layers = train(toy)[0].metrics["layers"]
+    assert (layers["method"], len(layers["scores"])) == ("validation", 4)
+    config = json.loads((toy.folder / "adapter_config.json").read_text())
+    for part in [config] if method == "bottleneck" else [config["lora"], config["bottleneck"]]:
+        assert sorted(part["layers_to_transform"]) == list(layers["chosen"])
+    check_adapter(load_skill(toy.folder))
+
+
 def test_a_short_training_shows_every_step_and_old_pictures_go(
     make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -43,6 +43,7 @@ def test_the_smallest_file_names_only_its_data(tmp_path: Path) -> None:
         (SMALLEST + "method: prefix\ncheckpointing: true\n", "leave checkpointing out"),
         (SMALLEST + "search: {method: [prefix]}\ncheckpointing: true\n", "leave checkpointing"),
         (SMALLEST + "method: prefix\nsize: auto\n", "set virtual_tokens"),
+        (SMALLEST + "method: alora\ndropout: 0.1\n", "dropout acts on dora, hybrid, lora alone"),
         ("data: [\n", "not valid YAML"),
         ("just words\n", "Input should be a valid dictionary"),
         (SMALLEST + "search: &s {rank: [4]}\nlimt: 3\n", ":3:1: unknown key 'limt'"),
