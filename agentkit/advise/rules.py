@@ -330,7 +330,20 @@ RULES: tuple[Rule, ...] = (
         lambda s: "head",
         "one reading gives every answer with a calibrated score, and the evidence",
     ),
-    Rule("dtype", _always, lambda s: "bfloat16", "as exact as training needs, in half the memory"),
+    Rule(
+        "dtype",
+        lambda s: way(s).takes(2 * s.weights) > s.memory,
+        lambda s: "bfloat16",
+        "float32 would not fit the memory; a processor without instructions for bfloat16 takes "
+        "several times as long with it",
+    ),
+    Rule(
+        "dtype",
+        _always,
+        lambda s: "auto",
+        "bfloat16, half the memory, where there are instructions for it; elsewhere float32 is "
+        "several times faster",
+    ),
     Rule(
         "quantization",
         lambda s: way(s).quantization == "nf4",

@@ -155,7 +155,8 @@ def test_every_rule_decides_in_some_situation() -> None:
         ({"parameters": 7e9, "memory": 16}, "quantization", "int8"),
         ({"parameters": 7e9, "memory": 12, "gpu": True, "answer": "text"}, "quantization", "nf4"),
         ({"parameters": 7e9, "memory": 60}, "checkpointing", True),
-        ({}, "dtype", "bfloat16"),
+        ({}, "dtype", "auto"),
+        ({"parameters": 7e9, "memory": 24}, "dtype", "bfloat16"),
     ],
 )
 def test_the_first_rule_that_holds_decides(changes, setting: str, value) -> None:
