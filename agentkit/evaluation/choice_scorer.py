@@ -79,6 +79,12 @@ class ChoiceScorer:
             **self._evidence_figures(weights),
         }
 
+    def label_f1(self, weights: Weights) -> Values:
+        names = self._answer.choices
+        gold, said = np.array(self._gold, dtype=np.int64), np.array(self._said, dtype=np.int64)
+        counts = classes.confusion(gold, said, len(names), weights)
+        return dict(zip(names, classes.f1_by_class(counts), strict=True))
+
     def _evidence_figures(self, weights: Weights) -> Values:
         rows = [(w, e) for w, e in zip(weights, self._evidence, strict=True) if e is not None]
         if not any(e.gold for _, e in rows):

@@ -64,6 +64,13 @@ def per_class(counts: Floats) -> PerClass:
     )
 
 
+def f1_by_class(counts: Floats) -> list[float | None]:
+    """The F1 of each class of a confusion matrix; None for one that is neither right nor said."""
+    occurs = (counts.sum(axis=1) + counts[:, :-1].sum(axis=0)) > 0
+    each = per_class(counts).f1
+    return [float(f1) if there else None for f1, there in zip(each, occurs, strict=True)]
+
+
 def accuracy(counts: Floats) -> float | None:
     """Share of the rows on the diagonal; None without rows."""
     total = counts.sum()

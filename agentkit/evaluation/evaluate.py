@@ -12,7 +12,7 @@ from agentkit.evaluation.baselines import Predictor
 from agentkit.evaluation.choice_scorer import ChoiceScorer
 from agentkit.evaluation.marks_scorer import MarksScorer
 from agentkit.evaluation.report import Evaluation, Subject
-from agentkit.evaluation.resampling import RESAMPLES, intervals
+from agentkit.evaluation.resampling import RESAMPLES, Figure, intervals
 from agentkit.evaluation.scoring import Prediction, Scorer, TextOf, scorable
 from agentkit.evaluation.text_scorer import TextScorer
 from agentkit.skill.manifest import ChoiceAnswer, Manifest, MarksAnswer
@@ -77,17 +77,31 @@ def evaluate(
         return None
     measures = {name: one.scorer.figures for name, one in running.items()}
     found = intervals(measures, groups, resamples=resamples, seed=seed)
+    first = next(iter(running.values())).scorer
+    by_label = intervals({"": first.label_f1}, groups, resamples=resamples, seed=seed).figures[""]
     subjects = {
         name: Subject(
             figures=found.figures[name],
             differences=found.differences.get(name, {}),
-            details=one.scorer.details(),
+            details=_with_intervals(one.scorer.details(), by_label if one.scorer is first else {}),
             failed=one.failed,
             seconds=one.seconds,
         )
         for name, one in running.items()
     }
     return Evaluation(len(groups), len(set(groups)), subjects)
+
+
+def _with_intervals(details: dict[str, Json], by_label: Mapping[str, Figure]) -> dict[str, Json]:
+    """The details with the interval of each label's F1, `[low, high]`; None where it has none."""
+    if any(figure.low is not None for figure in by_label.values()):
+        for name, figures in details.get("labels", {}).items():
+            f1 = next(figure for figure in figures if figure.endswith("f1"))
+            ends = by_label[name].low, by_label[name].high
+            figures[f"{f1}_interval"] = (
+                None if None in ends else [round(end, 4) for end in ends if end is not None]
+            )
+    return details
 
 
 def check_gold(manifest: Manifest, rows: Sequence[Row]) -> None:

@@ -127,6 +127,13 @@ class MarksScorer:
             "brier": classes.brier(*self._given(weights)),
         }
 
+    def label_f1(self, weights: Weights) -> Values:
+        counts = np.tensordot(weights, np.array(self._counts), axes=1)
+        return {
+            name: spans.f1(matched, gold, found)
+            for name, (gold, found, matched, _) in zip(self._names, counts, strict=True)
+        }
+
     def _given(self, weights: Weights) -> tuple[Floats, Floats, Weights]:
         """How sure each given mark was, whether it is right, and how often it counts."""
         sure, right = np.array(self._sure), np.array(self._right, dtype=np.float64)

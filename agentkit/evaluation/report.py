@@ -150,7 +150,8 @@ def _first_words(names: Iterable[str]) -> list[str]:
 def _flat(subject: Subject) -> Iterator[tuple[str, float | None]]:
     for label, figures in subject.details.get("labels", {}).items():
         for figure, value in figures.items():
-            yield f"{figure}.{label}", value
+            if not isinstance(value, list):  # an interval's ends
+                yield f"{figure}.{label}", value
     for name, one in subject.figures.items():
         yield name, one.value
 

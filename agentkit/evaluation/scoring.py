@@ -43,6 +43,10 @@ class Scorer(Protocol):
         """The figures of the rows, each counting as often as `weights` says, `(rows,)`."""
         ...
 
+    def label_f1(self, weights: Weights) -> Values:
+        """Each label's F1 (of marks the span F1), likewise; None for one that does not occur."""
+        ...
+
     def details(self) -> dict[str, Json]:
         """What is told of each label, and the points of the curves, as plain JSON."""
         ...

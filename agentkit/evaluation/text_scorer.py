@@ -102,6 +102,15 @@ class TextScorer:
             gold[known], said[known], len(self._labels[name]), np.asarray(weights)[known]
         )
 
+    def label_f1(self, weights: Weights) -> Values:
+        return {
+            label_of(value, name, self._labels): f1
+            for name, values in self._labels.items()
+            for value, f1 in zip(
+                values, classes.f1_by_class(self._confusion(name, weights)), strict=True
+            )
+        }
+
     def details(self) -> dict[str, Json]:
         labels: dict[str, Json] = {}
         matrices: dict[str, Json] = {}

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import f1_score
 
 from agentkit.errors import InputError
 from agentkit.evaluation.baselines import baselines
 from agentkit.evaluation.evaluate import batches, check_gold, evaluate, text_reader
 from agentkit.evaluation.pictures import draw_all
+from agentkit.evaluation.resampling import document_weights
 from agentkit.evaluation.scoring import Prediction
 from agentkit.skill.figures import figures_of
 from agentkit.skill.manifest import Manifest, MetricFloor, RetrievalDefaults
@@ -64,6 +67,58 @@ def test_the_first_predictor_is_compared_with_the_others(choice_manifest: Manife
     assert columns == ["metric", "value", "95% interval", "theirs", "less theirs"]
     assert lines[0][:2] == ["accuracy", "1.0000"]
     assert json.loads(json.dumps(found.to_json()))["compared"]["theirs"]["failed"] == 0
+
+
+def test_the_f1_of_each_label_has_the_interval_of_its_documents(choice_manifest: Manifest) -> None:
+    said = [("yes", "no", "silent")[n % 3] for n in range(len(ROWS))]
+    answers = {id(one): verdict for one, verdict in zip(ROWS, said, strict=True)}
+
+    def mixed(rows: Sequence[Row]) -> list[Prediction]:
+        return [Prediction({"verdict": answers[id(one)], "score": 0.5}) for one in rows]
+
+    found = evaluate(
+        choice_manifest,
+        ROWS,
+        {"mine": mixed},
+        text_of=text_reader(choice_manifest, str),
+        resamples=300,
+    )
+    assert found is not None
+    labels = found.skill.details["labels"]
+    gold = [one.expected["verdict"] for one in ROWS]
+    groups = [one.group for one in ROWS]
+    for name in ("yes", "no", "silent"):
+        drawn = [
+            f1_score(gold, said, labels=[name], average=None, sample_weight=w, zero_division=0)[0]
+            for w in document_weights(groups, resamples=300, seed=0)
+            if w @ [name in pair for pair in zip(gold, said, strict=True)]
+        ]
+        expected = [round(float(end), 4) for end in np.quantile(drawn, [0.025, 0.975])]
+        assert labels[name]["f1_interval"] == expected
+        assert expected[0] < expected[1]
+
+
+def test_marks_have_the_interval_of_each_labels_span_f1(marks_manifest: Manifest) -> None:
+    def duty(rows: Sequence[Row]) -> list[Prediction]:
+        wrong = {"start": 9, "end": 12, "category": "duty"}
+        return [
+            Prediction({"clauses": [*one.expected["clauses"][: n % 2], wrong], "names": []})
+            for n, one in enumerate(rows)
+        ]
+
+    mark = {"start": 0, "end": 4, "category": "duty"}
+    rows = [
+        Row({"document": f"Ann came {n:03}."}, {"clauses": [mark], "names": []}, str(n))
+        for n in range(8)
+    ]
+    found = evaluate(
+        marks_manifest, rows, {"mine": duty}, text_of=text_reader(marks_manifest, str), resamples=50
+    )
+    assert found is not None
+    labels = found.skill.details["labels"]
+    low, high = labels["duty"]["span_f1_interval"]
+    assert low < labels["duty"]["span_f1"] < high
+    assert {one["span_f1_interval"] for name, one in labels.items() if name != "duty"} == {None}
 
 
 def never(rows: Sequence[Row]) -> list[Prediction]:
