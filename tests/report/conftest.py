@@ -119,6 +119,7 @@ def run() -> dict[str, Json]:
         "id": "r-1",
         "workflow": "supply-review",
         "backbone": "tiny",
+        "encoder": "words",
         "skills": {"rule-checker": "ab" * 32, "clause-finder": "cd" * 32},
         "seconds": {"find": 1.5, "check": 2.25},
         "tokens": {"prompt": 900, "completion": 30, "cached": 600},

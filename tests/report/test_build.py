@@ -6,7 +6,7 @@ import json
 import pytest
 
 from agentkit.errors import OutputError
-from agentkit.report import build_report, to_json, to_markdown, verify
+from agentkit.report import build_report, to_html, to_json, to_markdown, verify
 from agentkit.report.build import quotes_in
 
 from .conftest import TEXT, document_of
@@ -35,7 +35,8 @@ def test_the_json_has_exactly_the_promised_shape(outputs, document, run):
     assert set(review["route"]) == {"skill", "score", "abstained"}
     assert set(data["findings"][0]) == {"statement", "rating", "severity", "about"}
     assert [finding["about"] for finding in data["findings"]] == [{"clause": 1}, {"review": 2}]
-    assert set(data["run"]) == {"id", "workflow", "backbone", "skills", "seconds", "tokens"}
+    named = {"id", "workflow", "backbone", "encoder", "skills"}
+    assert set(data["run"]) == named | {"seconds", "tokens"}
     assert data["run"]["tokens"] == {"prompt": 900, "completion": 30, "cached": 600}
     assert data["warnings"] == ["tracked changes were accepted"]
 
@@ -47,6 +48,14 @@ def test_a_part_that_no_skill_gave_is_empty_and_not_filled(outputs, document, ru
     assert data["clauses"] == data["reviews"] == data["findings"] == []
     assert len(data["facts"]) == 1
     assert "tasks" not in data
+
+
+def test_every_form_of_the_report_says_what_answered_and_what_routed(outputs, document, run):
+    report = build_report(outputs, document, run)
+    assert "- backbone: `tiny`\n- encoder: `words`\n" in to_markdown(report)
+    page = to_html(report, document)
+    assert "<dt>Backbone</dt><dd>tiny</dd>" in page
+    assert '<dt>Encoder</dt><dd class="mono">words</dd>' in page
 
 
 def test_warnings_of_the_document_and_of_the_run_are_both_kept(outputs, document, run):

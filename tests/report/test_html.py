@@ -142,6 +142,7 @@ def test_hostile_words_stay_words_everywhere(run):
         "id": HOSTILE,
         "workflow": HOSTILE,
         "backbone": HOSTILE,
+        "encoder": HOSTILE,
         "skills": {HOSTILE: HOSTILE},
         "seconds": {HOSTILE: 1.0},
         "routes": [
