@@ -87,9 +87,11 @@ def _of_training(record: Mapping[str, Any], file: Path, method: str) -> list[Mea
         f"{file.parent.name}: {method}, layers {training.get('layers')}, "
         f"{_size(training, method)}{rows:,} rows"
     )
-    before = tuning.get("untrained") or {}
+    # The same head on the frozen backbone says more than one that has learnt nothing.
+    beside = next((name for name in ("frozen", "untrained") if tuning.get(name)), "untrained")
+    before = tuning.get(beside) or {}
     figures = [
-        f"{name} {value} (untrained {before.get(name, '-')})"
+        f"{name} {value} ({beside} {before.get(name, '-')})"
         for name, value in tuning["trained"].items()
         if isinstance(value, float)
     ]

@@ -10,6 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from agentkit.advise.conditions import (
+    LEAST_FOR_A_HEAD,
+    always,
+    few_and_short,
+    head_alone,
+    prefix,
+    recomputed,
+    trains_a_head,
+    worth_trials,
+)
 from agentkit.advise.memory import way
 from agentkit.advise.situation import Situation
 from agentkit.training.spec import SIZED_BY, Method
@@ -40,34 +50,8 @@ class Rule:
     reason: str
 
 
-def _always(_: Situation) -> bool:
-    return True
-
-
 def _upper_third(s: Situation) -> str:
     return "upper 1/3"
-
-
-def _head_alone(s: Situation) -> bool:
-    return not way(s).adapter
-
-
-def _prefix(s: Situation) -> bool:
-    own = s.deployment == "agentkit" and not _head_alone(s) and s.tasks >= 1000
-    return own and not _recomputed(s)  # which a prefix cannot be
-
-
-def _recomputed(s: Situation) -> bool:
-    return s.memory < 6 * s.weights + 1
-
-
-def _few_and_short(s: Situation) -> bool:
-    return s.document_tokens < 400 and (s.documents or s.rows) * s.document_tokens < 200_000
-
-
-def _worth_trials(s: Situation) -> bool:
-    # Trials keep their activations, whatever checkpointing says.
-    return s.rows >= 1000 and s.updates in ("rarely", "monthly") and not _recomputed(s)
 
 
 def _method(s: Situation) -> Method:
@@ -96,14 +80,14 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "method",
-        _head_alone,
+        head_alone,
         lambda s: "head",
         "the memory holds the backbone but no training through it: a task head on its frozen "
         "states needs one reading of the rows, and minutes",
     ),
     Rule(
         "method",
-        _prefix,
+        prefix,
         lambda s: "prefix",
         "a prefix is the smallest adapter, a few hundred kilobytes for a small backbone; with so "
         "many tasks that outweighs that it shares no reading of a document",
@@ -137,19 +121,19 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "method",
-        _always,
+        always,
         lambda s: "lora",
         "the best understood method; any layers may be adapted, and it serves everywhere",
     ),
     Rule(
         "layers",
-        _prefix,
+        prefix,
         lambda s: "all",
         "a prefix conditions every layer",
     ),
     Rule(
         "layers",
-        _head_alone,
+        head_alone,
         lambda s: "all",
         "none is adapted: the head reads the last one's states, which are computed once",
     ),
@@ -167,21 +151,21 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "layers",
-        _worth_trials,
+        worth_trials,
         lambda s: "auto",
         "there are rows enough to measure which layers matter; those below the chosen ones are "
         "computed once",
     ),
     Rule(
         "importance",
-        lambda s: _worth_trials(s) and not (_prefix(s) or _head_alone(s)),
+        lambda s: worth_trials(s) and not (prefix(s) or head_alone(s)),
         lambda s: "validation",
         "looks from the top, so that much is computed once; gradients chose the lowest layers here",
     ),
-    Rule("importance", _always, lambda s: None, ""),
+    Rule("importance", always, lambda s: None, ""),
     Rule(
         "layers",
-        _always,
+        always,
         _upper_third,
         "the upper third: the states below are computed once and every epoch trains on the rest "
         "alone, and few rows teach few layers",
@@ -195,7 +179,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "virtual_tokens",
-        _always,
+        always,
         lambda s: 16,
         "rows enough to fill them; each takes a token's place in every reading",
     ),
@@ -212,7 +196,7 @@ RULES: tuple[Rule, ...] = (
         lambda s: 16,
         "enough for most tasks; a smaller one costs memory with every skill",
     ),
-    Rule("reduction_factor", _always, lambda s: 8, "20,000 rows and more can fill it"),
+    Rule("reduction_factor", always, lambda s: 8, "20,000 rows and more can fill it"),
     Rule("rank", _without("rank"), lambda s: None, ""),
     Rule(
         "rank",
@@ -227,7 +211,7 @@ RULES: tuple[Rule, ...] = (
         lambda s: 16,
         "enough for most tasks; a larger one costs memory with every skill",
     ),
-    Rule("rank", _always, lambda s: 32, "20,000 rows and more can fill it"),
+    Rule("rank", always, lambda s: 32, "20,000 rows and more can fill it"),
     Rule(
         "epochs",
         lambda s: s.rows < 500,
@@ -237,14 +221,14 @@ RULES: tuple[Rule, ...] = (
     Rule("epochs", lambda s: s.rows < 1000, lambda s: 4, "fewer than 1,000 rows make few steps"),
     Rule("epochs", lambda s: s.rows < 3000, lambda s: 3, "the usual number for such a set"),
     Rule("epochs", lambda s: s.rows < 20_000, lambda s: 2, "later epochs add little"),
-    Rule("epochs", _always, lambda s: 1, "one pass over so many rows"),
+    Rule("epochs", always, lambda s: 1, "one pass over so many rows"),
     Rule(
         "packs_per_step",
         lambda s: s.rows < 20_000,
         lambda s: 1,
         "more, smaller steps: on small sets they learn more in the same time",
     ),
-    Rule("packs_per_step", _always, lambda s: 4, "steadier gradients where rows abound"),
+    Rule("packs_per_step", always, lambda s: 4, "steadier gradients where rows abound"),
     Rule(
         "pack_tokens",
         lambda s: s.memory < max(4.0, 8 * s.weights),
@@ -253,7 +237,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "pack_tokens",
-        _few_and_short,
+        few_and_short,
         lambda s: 512,
         "a pack of many short documents would leave few steps to learn in: smaller ones make more "
         "of them, in the same time",
@@ -266,7 +250,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "pack_tokens",
-        _always,
+        always,
         lambda s: 3072,
         "long documents are read whole, as they will be served",
     ),
@@ -277,10 +261,10 @@ RULES: tuple[Rule, ...] = (
         "few rows of many tasks: train one general adapter on all of them first, and begin each "
         "skill with it",
     ),
-    Rule("start_from", _always, lambda s: None, ""),
+    Rule("start_from", always, lambda s: None, ""),
     Rule(
         "search",
-        lambda s: not (s.gpu and _worth_trials(s)) or _head_alone(s),
+        lambda s: not (s.gpu and worth_trials(s)) or head_alone(s),
         lambda s: None,
         "",
     ),
@@ -293,7 +277,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "search",
-        _always,
+        always,
         lambda s: {"minutes": 60},
         "trials are cheap on a GPU, and what they find is kept until the next training",
     ),
@@ -304,7 +288,7 @@ RULES: tuple[Rule, ...] = (
         "with few documents a smaller share could not choose a threshold",
     ),
     Rule("data.tuning", lambda s: s.rows < 1000, lambda s: 0.2, "a tenth would be noise"),
-    Rule("data.tuning", _always, lambda s: 0.1, "enough to choose thresholds and watch progress"),
+    Rule("data.tuning", always, lambda s: 0.1, "enough to choose thresholds and watch progress"),
     Rule(
         "answer.scoring",
         lambda s: s.answer != "choice",
@@ -319,17 +303,25 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "answer.scoring",
-        lambda s: s.rows < 200,
+        lambda s: s.rows < LEAST_FOR_A_HEAD,
         lambda s: "likelihood",
         "a head begins with nothing and wants more rows; the words' likelihood begins with what "
         "the backbone knows",
     ),
     Rule(
         "answer.scoring",
-        _always,
+        always,
         lambda s: "head",
         "one reading gives every answer with a calibrated score, and the evidence",
     ),
+    Rule(
+        "frozen_baseline",
+        trains_a_head,
+        lambda s: True,
+        "trains the head on the frozen backbone, too, and says what the adapter adds: one reading "
+        "more by the upper layers",
+    ),
+    Rule("frozen_baseline", always, lambda s: None, ""),
     Rule(
         "dtype",
         lambda s: way(s).takes(2 * s.weights) > s.memory,
@@ -339,7 +331,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "dtype",
-        _always,
+        always,
         lambda s: "auto",
         "bfloat16, half the memory, where there are instructions for it; elsewhere float32 is "
         "several times faster",
@@ -356,21 +348,21 @@ RULES: tuple[Rule, ...] = (
         lambda s: "int8",
         "in bfloat16 weights and activations would not fit the memory",
     ),
-    Rule("quantization", _always, lambda s: None, ""),
+    Rule("quantization", always, lambda s: None, ""),
     Rule(
         "checkpointing",
-        lambda s: _recomputed(s) and not _head_alone(s),
+        lambda s: recomputed(s) and not head_alone(s),
         lambda s: True,
         "activations are computed again instead of kept: a third more time for much less memory",
     ),
-    Rule("checkpointing", _always, lambda s: None, ""),
+    Rule("checkpointing", always, lambda s: None, ""),
     Rule(
         "rows",
         lambda s: s.rows < 200,
         lambda s: "label more rows first",
         "with fewer than 200 the next rows usually gain more than any setting",
     ),
-    Rule("rows", _always, lambda s: None, ""),
+    Rule("rows", always, lambda s: None, ""),
     Rule(
         "retraining",
         lambda s: s.updates in ("weekly", "daily"),
@@ -378,7 +370,7 @@ RULES: tuple[Rule, ...] = (
         "one adapter per task is retrained without touching the others; a served folder is "
         "replaced while runs go on",
     ),
-    Rule("retraining", _always, lambda s: None, ""),
+    Rule("retraining", always, lambda s: None, ""),
 )
 
 

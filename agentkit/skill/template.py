@@ -48,7 +48,12 @@ def skill_files(name: str, kind: Kind) -> dict[str, str]:
     return {
         "SKILL.md": _SKILL_MD.format(name=name, words=words, does=_DOES[kind]),
         "skill.yaml": _HEAD[kind] + _UTTERANCES.format(words=words) + _METRICS[kind],
-        "train.yaml": _TRAIN.format(rows=ROWS, example=EXAMPLE_ROWS, rate=_RATES[kind])
+        "train.yaml": _TRAIN.format(
+            rows=ROWS,
+            example=EXAMPLE_ROWS,
+            rate=_RATES[kind],
+            baseline="" if kind == "text" else _BASELINE,
+        )
         + (_CALIBRATION if kind == "choice" else ""),
         EXAMPLE_ROWS: "".join(
             json.dumps(row, ensure_ascii=False) + "\n" for row in _example_rows(kind)
@@ -249,10 +254,13 @@ epochs: 2
 max_minutes: 10      # of steps; what comes before and after takes its own time
 packs_per_step: 1
 seed: 7
-data:
+{baseline}data:
   - path: {rows}  # {{"input": ..., "expected": ...}} a line, as in {example}
     tuning: 0.1       # this share of the documents chooses thresholds and watches progress
     holdout: 0.1      # never seen: `agentkit rows --part holdout` prints it, to measure on
+"""
+
+_BASELINE = """frozen_baseline: true  # the head alone is trained, too: what does the adapter add?
 """
 
 _CALIBRATION = """# calibration:    # questions that `data` does not ask: how sure to be of such

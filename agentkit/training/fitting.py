@@ -293,10 +293,12 @@ def share_of_rate(step: int, steps: int, spent: float) -> float:
 def checkpoint_key(spec: TrainSpec, packs: Sequence[Pack], backbone: str, head: Head | None) -> str:
     """Names what a training is of, so that a checkpoint of another one is never gone on from."""
     kind = head.kind if head is not None else ""
-    # What comes after it, and how much a search or the states of the lower layers may take.
+    # What comes after it or stands beside it, and how much a search or the lower layers' states
+    # may take.
     apart: Any = {
         "calibration": True,
         "cache_gigabytes": True,
+        "frozen_baseline": True,
         "search": {"minutes", "trials"},
     }
     said = spec.model_dump_json(exclude=apart)

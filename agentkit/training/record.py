@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,48 @@ from typing import Any
 from agentkit.errors import MissingExtraError, SkillError
 from agentkit.models import license_of
 from agentkit.pictures import picture
+from agentkit.settings import Settings
 from agentkit.skill.manifest import Manifest
-from agentkit.training.spec import steps_an_epoch
+from agentkit.training.packs import Pack
+from agentkit.training.rows import Split
+from agentkit.training.spec import TrainSpec, steps_an_epoch
 
 _CURVE = "training.svg"
+
+
+def facts_of(
+    spec: TrainSpec, split: Split, settings: Settings, fingerprint: str, packs: Sequence[Pack]
+) -> dict[str, Any]:
+    """What a training was of: backbone, settings, data, size and versions."""
+    import peft
+    import torch
+    import transformers
+
+    return {
+        # A local folder's own name: where it lay on the machine that trained says nothing.
+        "backbone": {
+            "name": Path(settings.backbone).name
+            if Path(settings.backbone).is_dir()
+            else settings.backbone,
+            "fingerprint": fingerprint,
+            "license": license_of(fingerprint),
+        },
+        "training": spec.model_dump(mode="json", exclude={"data", "calibration"}) | _folders(spec),
+        "data": list(split.sources),
+        "packs": len(packs),
+        "tokens_per_epoch": sum(len(p.ids) for p in packs),
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "peft": peft.__version__,
+        },
+    }
+
+
+def _folders(spec: TrainSpec) -> dict[str, str]:
+    """Other skills' folders by their own names, for the same reason."""
+    named = {"start_from": spec.start_from, "layers_of": spec.layers_of}
+    return {key: Path(path).name for key, path in named.items() if path}
 
 
 def write_record(folder: Path, manifest: Manifest, metrics: dict[str, Any]) -> None:
@@ -86,7 +125,7 @@ most {metrics["peak_memory_bytes"] / 1e9:.1f} GB of memory.
 
 Documents of the tuning rows were kept out of training; thresholds were chosen on them. `untrained`
 is the bare backbone: a task head has learnt nothing yet, a probe of its states is fitted.
-
+{_frozen(tuning)}
 | figure | {" | ".join(tuning)} |
 |---|{"---|" * len(tuning)}
 {figures}
@@ -98,6 +137,12 @@ All figures, versions and settings are in `metrics.json`{drawn}.
 English only. The adapter answers for the kind of documents in the table; what it says of others is
 unmeasured. It is an aid to a reader, not legal advice.
 """
+
+
+def _frozen(tuning: dict[str, Any]) -> str:
+    if "frozen" not in tuning:
+        return ""
+    return "`frozen` is the same task head trained on the frozen backbone, without an adapter.\n"
 
 
 def _calibration(metrics: dict[str, Any]) -> str:

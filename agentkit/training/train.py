@@ -10,7 +10,6 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +45,7 @@ from agentkit.training.checks import (
     longer_than_served,
 )
 from agentkit.training.fitting import checkpoint_key, fit
+from agentkit.training.frozen import beside_frozen, frozen_figures
 from agentkit.training.layer_selection import LayerChoice
 from agentkit.training.linear_probe import fit_probe, token_words
 from agentkit.training.lower import LowerStates, layers_only, recomputed
@@ -54,8 +54,8 @@ from agentkit.training.meter import Meter, Spent, begin_gpu, gpu_memory
 from agentkit.training.methods import Attached, attach
 from agentkit.training.model import PackModel, trained_tensors
 from agentkit.training.packs import Pack, Packer
-from agentkit.training.record import write_record
-from agentkit.training.rows import Split, calibration_rows, load_rows
+from agentkit.training.record import facts_of, write_record
+from agentkit.training.rows import calibration_rows, load_rows
 from agentkit.training.settle import settle
 from agentkit.training.several import trained_by
 from agentkit.training.spec import TrainSpec, load_train_spec
@@ -184,14 +184,6 @@ def _train(
     if isinstance(head, LinearProbe):
         check_depth(lowest, count, skill)
         head.layer.fill_(lowest)
-    set_seed(spec.seed)  # whatever was probed, the training is the same
-    attached = attach(model, spec, choice.chosen, _invocation(tokenizer))
-    start: Start | None = None
-    if spec.start_from:  # read while all layers are there, which its weights are named by
-        # A probe is fitted anew, so that an adapter will do that has none.
-        taught = None if isinstance(head, LinearProbe) else head
-        start = read_start(attached, taught, origin / spec.start_from)
-        console.print(f"{manifest.name}: {start.said}")
     states = LowerStates(
         work / "lower-states.bin",
         hidden=hidden,
@@ -202,12 +194,37 @@ def _train(
             filter(None, (fingerprint, str(layer), spec.dtype, spec.quantization))
         ),
     )
+    found_before = spent.found(states.found([*train_packs, *tuning_packs], lowest))
+    frozen: dict[str, Any] = {}
+    if spec.frozen_baseline and spec.method != "head" and head is not None and tuning_packs:
+        frozen = frozen_figures(
+            model,
+            decoder,
+            head,
+            train_packs,
+            tuning_packs,
+            states,
+            spec,
+            manifest,
+            lowest=lowest,
+            backbone=fingerprint,
+            work=work,
+            console=console,
+            device=device,
+        )
+    set_seed(spec.seed)  # whatever was probed, the training is the same
+    attached = attach(model, spec, choice.chosen, _invocation(tokenizer))
+    start: Start | None = None
+    if spec.start_from:  # read while all layers are there, which its weights are named by
+        # A probe is fitted anew, so that an adapter will do that has none.
+        taught = None if isinstance(head, LinearProbe) else head
+        start = read_start(attached, taught, origin / spec.start_from)
+        console.print(f"{manifest.name}: {start.said}")
     checkpoints = (
         work
         / "checkpoints"
         / checkpoint_key(spec, train_packs, f"{fingerprint}:{choice.chosen}", head)
     )
-    found_before = spent.found(states.found([*train_packs, *tuning_packs], lowest))
     with Progress(console=console) as progress:
         states.compute(decoder, [*train_packs, *tuning_packs], lowest, progress)
     if spec.quantization != "nf4":  # its parameters cannot be emptied
@@ -220,7 +237,8 @@ def _train(
                 words = token_words(tokenizer)
                 fit_probe(head, train_packs, states, words, split.train, progress)
         with attached.disabled() if attached.acts_untrained else nullcontext():
-            figures = {"untrained": measure_packs(pack_model, tuning_packs, states, manifest)}
+            untrained = measure_packs(pack_model, tuning_packs, states, manifest)
+    figures = {"untrained": untrained} | ({"frozen": frozen} if frozen else {})
     if start is not None:  # where all layers are, as when it was read
         start.give(attached, None if isinstance(head, LinearProbe) else head)
     with layers_only(decoder, range(lowest, count), final_norm=True):
@@ -241,9 +259,11 @@ def _train(
         pack_model.eval()
         calibrate(pack_model, tuning_packs, states)
         figures["trained"] = measure_packs(pack_model, tuning_packs, states, manifest)
+    if said := beside_frozen(figures):
+        console.print(f"{manifest.name}: {said}")
     dtype = getattr(torch, spec.dtype)
     folder = _save(skill, manifest, attached, pack_model.head, fingerprint, dtype)
-    metrics = _metrics(spec, split, settings, fingerprint, train_packs)
+    metrics = facts_of(spec, split, settings, fingerprint, train_packs)
     metrics |= {
         "seconds": round(spent.seconds, 1),
         "lower_states_found": round(found_before, 4),
@@ -348,36 +368,3 @@ def _save(
             (skill / file).unlink(missing_ok=True)
     shutil.rmtree(fresh)
     return skill
-
-
-def _metrics(
-    spec: TrainSpec, split: Split, settings: Settings, fingerprint: str, packs: Sequence[Pack]
-) -> dict[str, Any]:
-    import peft
-    import transformers
-
-    return {
-        # A local folder's own name: where it lay on the machine that trained says nothing.
-        "backbone": {
-            "name": Path(settings.backbone).name
-            if Path(settings.backbone).is_dir()
-            else settings.backbone,
-            "fingerprint": fingerprint,
-            "license": models.license_of(fingerprint),
-        },
-        "training": spec.model_dump(mode="json", exclude={"data", "calibration"}) | _folders(spec),
-        "data": list(split.sources),
-        "packs": len(packs),
-        "tokens_per_epoch": sum(len(p.ids) for p in packs),
-        "versions": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "peft": peft.__version__,
-        },
-    }
-
-
-def _folders(spec: TrainSpec) -> dict[str, str]:
-    """Other skills' folders by their own names, for the same reason."""
-    named = {"start_from": spec.start_from, "layers_of": spec.layers_of}
-    return {key: Path(path).name for key, path in named.items() if path}

@@ -1,0 +1,126 @@
+"""The frozen baseline: what a training of the head alone measures, and nothing else changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from safetensors.torch import load_file
+
+from agentkit.errors import SkillError
+from agentkit.training.frozen import EPOCHS, beside_frozen
+from agentkit.training.train import train_skill
+
+DATA = [{"path": "rows.jsonl", "tuning": 0.3}]
+
+
+def train(toy: Any, **options: Any) -> tuple[dict[str, Any], str]:
+    """The training's metrics and what it printed."""
+    said = StringIO()
+    trained = train_skill(
+        toy.folder,
+        settings=toy.settings,
+        data_dir=toy.folder,
+        console=Console(file=said, width=200),
+        **options,
+    )
+    return trained.metrics, said.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["choice", "marks", "chosen"])
+def test_it_is_what_a_training_of_the_head_alone_reaches(
+    kind: str, make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    toy = make_toy(kind, tmp_path / "both", steps=10, data=DATA, frozen_baseline=True)
+    alone = make_toy(kind, tmp_path / "alone", data=DATA, method="head", epochs=EPOCHS)
+    metrics, said = train(toy)
+    tuning = metrics["tuning"]
+    assert list(tuning) == ["untrained", "frozen", "trained"]
+    assert tuning["frozen"] == train(alone)[0]["tuning"]["trained"]
+    if kind != "chosen":  # of whose few tuning rows chance may get all right
+        assert tuning["frozen"] != tuning["untrained"]
+    assert "over the frozen backbone with the same head" in said
+    card = (toy.folder / "README.md").read_text()
+    assert "| figure | untrained | frozen | trained |" in card
+    assert "`frozen` is the same task head" in card
+
+
+@pytest.mark.parametrize("method", ["lora", "hybrid"])
+def test_the_adapter_is_the_same_with_and_without_it(
+    method: str, make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    files = []
+    for baseline in (False, True):
+        toy = make_toy(
+            "choice",
+            tmp_path / str(baseline),
+            steps=6,
+            data=DATA,
+            method=method,
+            frozen_baseline=baseline,
+        )
+        train(toy)
+        files.append(toy.folder)
+    for name in ("adapter_model.safetensors", "head.safetensors"):
+        without, beside = (load_file(folder / name) for folder in files)
+        assert without.keys() == beside.keys()
+        assert all(without[key].equal(beside[key]) for key in without)
+
+
+def test_it_is_trained_once(make_toy: Callable[..., Any], tmp_path: Path) -> None:
+    toy = make_toy("choice", tmp_path, steps=4, data=DATA, frozen_baseline=True)
+    first, said = train(toy)
+    again, unsaid = train(toy)
+    assert "the same head on the frozen backbone, to compare with" in said
+    assert "the same head on the frozen backbone, to compare with" not in unsaid
+    assert again["tuning"]["frozen"] == first["tuning"]["frozen"]
+    assert not (toy.settings.home / "training" / "toy-skill" / "checkpoints").exists()
+
+
+def test_without_room_for_the_states_it_is_left_out_and_the_training_goes_on(
+    make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    tight = make_toy(
+        "choice", tmp_path, steps=4, data=DATA, frozen_baseline=True, cache_gigabytes=1e-9
+    )
+    metrics, said = train(tight)
+    assert "more room than there is: left out" in said
+    assert list(metrics["tuning"]) == ["untrained", "trained"]
+    # Not for good: with room it is trained.
+    spec = json.loads((tight.folder / "train.yaml").read_text()) | {"cache_gigabytes": 1.0}
+    (tight.folder / "train.yaml").write_text(json.dumps(spec))
+    assert "frozen" in train(tight)[0]["tuning"]
+
+
+def test_a_head_alone_is_its_own_baseline(make_toy: Callable[..., Any], tmp_path: Path) -> None:
+    toy = make_toy("choice", tmp_path, steps=4, data=DATA, method="head", frozen_baseline=True)
+    assert list(train(toy)[0]["tuning"]) == ["untrained", "trained"]
+
+
+@pytest.mark.parametrize("kind", ["generate", "likelihood", "probed"])
+def test_without_a_head_to_train_it_is_refused(
+    kind: str, make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    toy = make_toy(kind, tmp_path, data=DATA, frozen_baseline=True)
+    with pytest.raises(SkillError, match="no head is trained"):
+        train(toy)
+
+
+def test_what_an_adapter_adds_is_said_with_its_sign() -> None:
+    little = beside_frozen({"frozen": {"accuracy": 0.9}, "trained": {"accuracy": 0.88}})
+    assert little is not None
+    assert "accuracy 0.880" in little
+    assert "-0.020" in little
+    assert "method: head" in little
+    much = beside_frozen(
+        {"frozen": {"mean_average_precision": 0.2}, "trained": {"mean_average_precision": 0.4}}
+    )
+    assert much is not None
+    assert "+0.200" in much
+    assert "method: head" not in much
+    assert beside_frozen({"untrained": {"loss": 2.0}, "trained": {"loss": 1.0}}) is None
