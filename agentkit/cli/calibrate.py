@@ -110,10 +110,10 @@ def calibrate_folder(
         spec = load_train_spec(folder / "train.yaml")
         origin = paths_from or folder
         document = manifest.retrieval.document
-        split = load_rows(spec, skill=origin, data_dir=data_dir, document=document)
+        split = load_rows(spec, skill=origin, data_dir=data_dir, document=document, said=say)
         known, parts["tuning"] = split.train, split.tuning
         parts["calibration"], sources = calibration_rows(
-            spec, skill=origin, data_dir=data_dir, document=document
+            spec, skill=origin, data_dir=data_dir, document=document, said=say
         )
         if again := asks_again(parts["calibration"], known, manifest):
             say(

@@ -155,7 +155,7 @@ def rows(
     # What holds the documents is a skill's to say; rows alone can do without.
     skill = (folder / "SKILL.md").exists()
     document = read_manifest(folder)[0].retrieval.document if skill else None
-    split = load_rows(spec, skill=folder, data_dir=data_dir, document=document)
+    split = load_rows(spec, skill=folder, data_dir=data_dir, document=document, said=say)
     chosen = {
         Part.TRAIN: split.train,
         Part.TUNING: split.tuning,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain
@@ -50,18 +50,26 @@ class Split:
 
 
 def load_rows(
-    spec: TrainSpec, *, skill: Path, data_dir: Path, document: str | None = None
+    spec: TrainSpec,
+    *,
+    skill: Path,
+    data_dir: Path,
+    document: str | None = None,
+    said: Callable[[str], None] = lambda _: None,
 ) -> Split:
     """Rows of every source. Relative paths count from the skill folder.
 
     What one source tunes on or holds out is trained on by none: sources may share documents.
-    `document` is as `rows_from_jsonl` takes it.
+    `document` is as `rows_from_jsonl` takes it; `said` is told of each source before it is read,
+    which takes minutes of a large data set.
     Raises `InputError` for a source that is missing, empty or malformed.
     """
     splits: list[tuple[list[Row], list[Row], list[Row]]] = []
     sources: list[dict[str, Any]] = []
-    for source in spec.data:
-        rows, name, digest = _read(source, spec.seed, skill, data_dir, document)
+    for number, source in enumerate(spec.data, start=1):
+        name = _name(source)
+        said(f"reading {name} ({number} of {len(spec.data)})")
+        rows, digest = _read(source, spec.seed, skill, data_dir, document)
         if not rows:
             raise InputError("no rows", where=name)
         splits.append(_split(rows, source))
@@ -88,7 +96,12 @@ def load_rows(
 
 
 def calibration_rows(
-    spec: TrainSpec, *, skill: Path, data_dir: Path, document: str | None = None
+    spec: TrainSpec,
+    *,
+    skill: Path,
+    data_dir: Path,
+    document: str | None = None,
+    said: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Row], list[dict[str, Any]]]:
     """What `calibration` gives, but for what it holds out, and where it comes from.
 
@@ -98,7 +111,7 @@ def calibration_rows(
         return [], []
     plain = tuple(source.model_copy(update={"repeat": 1}) for source in spec.calibration)
     spec = spec.model_copy(update={"data": plain})
-    split = load_rows(spec, skill=skill, data_dir=data_dir, document=document)
+    split = load_rows(spec, skill=skill, data_dir=data_dir, document=document, said=said)
     return [*split.train, *split.tuning], list(split.sources)
 
 
@@ -132,14 +145,21 @@ def rows_from_jsonl(path: Path, document: str | None = None) -> list[Row]:
     return rows
 
 
+def _name(source: DataSpec) -> str:
+    if source.dataset is None:
+        return source.path or ""
+    split = source.options.get("split")
+    return source.dataset + (f" split={split}" if "split" in source.options else "")
+
+
 def _read(
     source: DataSpec, seed: int, skill: Path, data_dir: Path, document: str | None
-) -> tuple[list[Row], str, str]:
+) -> tuple[list[Row], str]:
     if source.dataset is None:
         if source.path is None:
             raise InputError("a source needs `path` or `dataset`", where="train.yaml")
         path = skill / source.path
-        return rows_from_jsonl(path, document), source.path, _digest([path])
+        return rows_from_jsonl(path, document), _digest([path])
     folder = Path(source.path) if source.path else data_dir
     options = {
         key: str(skill / value) if key in _FILES else value for key, value in source.options.items()
@@ -156,10 +176,7 @@ def _read(
         )
         for record in records
     ]
-    name = source.dataset + "".join(
-        f" {key}={value}" for key, value in source.options.items() if key == "split"
-    )
-    return rows, name, _digest(dataset_files(source.dataset, folder))
+    return rows, _digest(dataset_files(source.dataset, folder))
 
 
 def _map(template: Any, record: dict[str, Any]) -> Any:

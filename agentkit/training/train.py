@@ -118,11 +118,15 @@ def _train(
 ) -> Trained:
     backbone = models.resolve(settings.backbone, settings, "backbone")
     check_settings(spec, manifest, backbone, skill, origin)
-    console.print(f"{manifest.name}: reading rows")
+
+    def said_of(source: str) -> None:
+        console.print(f"{manifest.name}: {source}", markup=False)
+
+    where = {"skill": origin, "data_dir": data_dir}
     document = manifest.retrieval.document
-    split = load_rows(spec, skill=origin, data_dir=data_dir, document=document)
+    split = load_rows(spec, **where, document=document, said=said_of)
     # Read and counted now, not after hours.
-    new, _ = calibration_rows(spec, skill=origin, data_dir=data_dir, document=document)
+    new, _ = calibration_rows(spec, **where, document=document, said=said_of)
     if longer := check_rows(manifest, (*split.train, *split.tuning, *new)):
         console.print(
             f"{manifest.name}: rows that expect a longer text than skill.yaml lets it write: "

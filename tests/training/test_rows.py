@@ -184,7 +184,9 @@ def test_a_document_that_one_source_measures_on_is_trained_on_by_none(tmp_path: 
         {"path": "b.jsonl", "tuning": 0},
     ]
     spec = TrainSpec.model_validate({"data": data})
-    split = load_rows(spec, skill=tmp_path, data_dir=tmp_path)
+    said: list[str] = []
+    split = load_rows(spec, skill=tmp_path, data_dir=tmp_path, said=said.append)
+    assert said == ["reading a.jsonl (1 of 2)", "reading b.jsonl (2 of 2)"]
     parts = [{row.group for row in part} for part in (split.train, split.tuning, split.holdout)]
     assert all(parts)
     assert sum(map(len, parts)) == 30

@@ -287,7 +287,7 @@ def test_layers_that_are_not_there_are_refused_before_a_row_is_read(
         code, out, err = call("train", str(toy.folder), "--backbone", str(tiny_backbone.path))
         assert (code, out) == (2, "")
         assert "layer" in err
-        assert "reading rows" not in err
+        assert "reading rows.jsonl" not in err
 
 
 @pytest.mark.parametrize(
