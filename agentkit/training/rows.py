@@ -16,6 +16,7 @@ from jinja2.environment import TemplateExpression
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from agentkit.errors import InputError
+from agentkit.skill.negation import negated
 from agentkit.training.datasets import LICENSES, dataset_files, load_dataset
 from agentkit.training.jsonl import numbered_jsonl
 from agentkit.training.spec import DataSpec, TrainSpec
@@ -90,6 +91,11 @@ def load_rows(
     for facts, parts in zip(sources, splits, strict=True):
         for name, rows in zip(("train", "tuning", "holdout"), parts, strict=True):
             facts[f"{name}_rows"] = len(rows)
+    denied = [_negated(kept, s) for s, (kept, _, _) in zip(spec.data, splits, strict=True)]
+    for facts, more in zip(sources, denied, strict=True):
+        if more:
+            facts["negated_rows"] = len(more)
+    splits = [([*kept, *more], t, h) for (kept, t, h), more in zip(splits, denied, strict=True)]
     splits = [(kept * s.repeat, t, h) for s, (kept, t, h) in zip(spec.data, splits, strict=True)]
     train, tuning, holdout = (tuple(chain(*parts)) for parts in zip(*splits, strict=True))
     return Split(train, tuning, holdout, tuple(sources))
@@ -238,6 +244,45 @@ def _split(rows: Sequence[Row], source: DataSpec) -> tuple[list[Row], list[Row],
         [row for row in rows if row.group in tuning],
         [row for row in rows if row.group in held],
     )
+
+
+def _negated(rows: Sequence[Row], source: DataSpec) -> list[Row]:
+    """Rows that ask the negations of some rows' statements, each with what is right of it.
+
+    One whose negation another row asks is left out: what is right of it is known there.
+    """
+    how = source.negations
+    if how is None:
+        return []
+    turned = dict((how.opposites, how.opposites[::-1]))
+    asked: set[tuple[str, str]] = set()
+    statements: list[tuple[Row, str]] = []
+    for row in rows:
+        statement = row.input.get(how.field) if isinstance(row.input, dict) else None
+        if not isinstance(statement, str) or not isinstance(row.expected, dict):
+            raise InputError(
+                f"negations need the statement as a text in `{how.field}`, and an object of what "
+                "is expected",
+                where=row.place or "a training row",
+            )
+        asked.add((row.group, statement))
+        statements.append((row, statement))
+    added: list[Row] = []
+    for row, statement in statements:
+        text = negated(statement)
+        if _hash(f"negated/{row.group}/{statement}") >= how.share or (row.group, text) in asked:
+            continue
+        answer = row.expected.get(how.expected)
+        added.append(
+            Row(
+                {**row.input, how.field: text},
+                {**row.expected, how.expected: turned.get(answer, answer)},
+                row.group,
+                f"{row.place}, negated",
+            )
+        )
+        asked.add((row.group, text))
+    return added
 
 
 def part_of(group: str, source: DataSpec) -> Literal["holdout", "tuning", "train"]:

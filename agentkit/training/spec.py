@@ -75,6 +75,27 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class NegationSpec(_Frozen):
+    """Statements of training rows that are asked negated, too: a skill that has seen both over one
+    document cannot answer by the matter alone."""
+
+    field: str
+    """Input field that holds the statement, in English."""
+    expected: str
+    """Expected field that holds the answer."""
+    opposites: tuple[str, str]
+    """Answers that change places, such as `[yes, no]`; any other is the same of a negation."""
+    share: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Share of the rows."""
+
+    @field_validator("opposites")
+    @classmethod
+    def _two(cls, opposites: tuple[str, str]) -> tuple[str, str]:
+        if opposites[0] == opposites[1]:
+            raise ValueError("two different answers are opposites")
+        return opposites
+
+
 class DataSpec(_Frozen):
     """One source of rows: a JSONL file of rows, or a public data set and how its records map."""
 
@@ -93,6 +114,8 @@ class DataSpec(_Frozen):
     """At most so many documents (or rows, where there is no document)."""
     repeat: int = Field(default=1, ge=1)
     """How often its training rows are taken, so that a small source counts beside large ones."""
+    negations: NegationSpec | None = None
+    """Ask training rows' statements negated, too."""
     tuning: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of documents kept out of training, to choose thresholds and to watch progress."""
     holdout: float = Field(default=0.0, ge=0.0, lt=1.0)

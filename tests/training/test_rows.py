@@ -193,6 +193,71 @@ def test_a_document_that_one_source_measures_on_is_trained_on_by_none(tmp_path: 
     assert [s["train_rows"] for s in split.sources] == [len(parts[0])] * 2
 
 
+NEGATED = {"field": "rule", "expected": "said", "opposites": ["yes", "no"]}
+
+
+def rules(folder: Path, count: int = 40) -> None:
+    said = ("yes", "no", "silent")
+    write(
+        folder / "rows.jsonl",
+        [
+            {
+                "input": {"rule": f"Door {n} must be shut.", "document": f"{LONG} {n // 3}"},
+                "expected": {"said": said[n % 3], "evidence": [n]},
+            }
+            for n in range(count)
+        ],
+    )
+
+
+def test_statements_are_asked_negated_too(tmp_path: Path) -> None:
+    rules(tmp_path)
+    plain = load(tmp_path, path="rows.jsonl", tuning=0.2, holdout=0.2)
+    both = load(tmp_path, path="rows.jsonl", tuning=0.2, holdout=0.2, negations=NEGATED)
+    count = len(plain.train)
+    assert both.train[:count] == plain.train
+    assert (both.tuning, both.holdout) == (plain.tuning, plain.holdout)
+    assert [facts["train_rows"] for facts in both.sources] == [count]
+    assert [facts["negated_rows"] for facts in both.sources] == [count]
+    turned = {"yes": "no", "no": "yes", "silent": "silent"}
+    for row, negation in zip(both.train[:count], both.train[count:], strict=True):
+        assert negation.input["rule"] == row.input["rule"].replace("must", "need not")
+        assert negation.input["document"] == row.input["document"]
+        assert negation.expected["said"] == turned[row.expected["said"]]
+        assert negation.expected["evidence"] == row.expected["evidence"]
+        assert (negation.group, negation.place) == (row.group, f"{row.place}, negated")
+
+
+def test_a_share_of_them_is_the_same_each_time_and_a_negation_that_is_asked_is_not_added(
+    tmp_path: Path,
+) -> None:
+    rules(tmp_path, 300)
+    some = load(tmp_path, path="rows.jsonl", negations=NEGATED | {"share": 0.5})
+    (facts,) = some.sources
+    assert 0.3 < facts["negated_rows"] / facts["train_rows"] < 0.7
+    assert some == load(tmp_path, path="rows.jsonl", negations=NEGATED | {"share": 0.5})
+    pair = [
+        {"input": {"rule": rule, "document": LONG}, "expected": {"said": said}}
+        for rule, said in (("It must ring.", "yes"), ("It need not ring.", "silent"))
+    ]
+    write(tmp_path / "rows.jsonl", pair)
+    assert len(load(tmp_path, path="rows.jsonl", tuning=0.0, negations=NEGATED).train) == 2
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"input": {"said": "a text"}, "expected": {"said": "yes"}},
+        {"input": "a text", "expected": {"said": "yes"}},
+        {"input": {"rule": "It rings."}, "expected": "yes"},
+    ],
+)
+def test_a_row_without_a_statement_cannot_be_negated(tmp_path: Path, row: object) -> None:
+    write(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(InputError, match=r"rows.jsonl:1: negations need"):
+        load(tmp_path, path="rows.jsonl", tuning=0.0, negations=NEGATED)
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
