@@ -24,7 +24,8 @@ def train_settings(advice: Iterable[Advice]) -> dict[str, Json]:
             "search",
             "epochs",
         ),
-        *("packs_per_step", "pack_tokens", "dtype", "quantization", "checkpointing"),
+        *("packs_per_step", "pack_tokens", "frozen_baseline"),
+        *("dtype", "quantization", "checkpointing"),
     )
     settings = {one.setting: one.value for one in advice if one.setting in known}
     rank = settings.get("rank")

@@ -60,12 +60,6 @@ def check_settings(
         )
     if spec.calibration:
         check_calibrated(manifest, where)
-    if spec.frozen_baseline and not _has_head(manifest):
-        raise SkillError(
-            "frozen_baseline compares task heads, and no head is trained here",
-            where=where,
-            hint="leave it out: `untrained` in metrics.json is the bare backbone",
-        )
     if spec.start_from:
         _check_start(spec, origin / spec.start_from, where)
     if spec.quantization == "nf4":
@@ -89,12 +83,6 @@ def check_settings(
         check_prefix_layers(given_layers(spec.layers, count), count)
     elif spec.method != "head":
         given_layers(spec.layers, count)
-
-
-def _has_head(manifest: Manifest) -> bool:
-    """Whether a task head is trained; a probe is fitted to the frozen backbone as it is."""
-    chooses = bool(manifest.head_choices) and not manifest.probes
-    return chooses or isinstance(manifest.answer, MarksAnswer)
 
 
 def _check_start(spec: TrainSpec, start: Path, where: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,27 @@ from agentkit.training.methods import attach
 from agentkit.training.model import PackModel
 from agentkit.training.packs import Pack
 from agentkit.training.spec import TrainSpec
-from agentkit.training.workplace import remembered
+from agentkit.training.workplace import is_remembered, remembered
 
 EPOCHS = 20.0
-"""A head alone learns from states that are kept, in seconds: its passes need not be few."""
+"""A head alone learns from states that are kept, and its passes are short: they need not be few."""
 WORTH = 0.03
 """What an adapter has to add for its training to have been worth more than the head's alone."""
 _MAIN = ("accuracy", "mean_average_precision")
-
-
-class _NoRoomError(Exception):
-    """The states of all layers are not all kept."""
+_OF_A_HEAD = (
+    "head_learning_rate",
+    "evidence_weight",
+    "max_minutes",
+    "packs_per_step",
+    "pack_tokens",
+    "max_packs",
+    "tuning_packs",
+    "dtype",
+    "quantization",
+    "seed",
+    "data",
+)
+"""Settings that a head's training depends on: with others changed, it is the same."""
 
 
 def frozen_figures(
@@ -49,33 +60,31 @@ def frozen_figures(
     work: Path,
     console: Console,
     device: torch.device,
-) -> dict[str, Any]:
-    """What a copy of `head`, trained on the frozen backbone alone, measures on the tuning packs.
+) -> tuple[dict[str, Any], float]:
+    """What a copy of `head`, trained on the frozen backbone alone, measures on the tuning packs,
+    and the seconds that it took.
 
     `model` has no adapter yet and stays as it is; `backbone` is its fingerprint, `lowest` the
     layer whose states the training begins with, from which these go on. Remembered in `work`, so
-    that a training that was killed does not do it again. Empty where the states of all layers take
-    more room than `cache_gigabytes`: each pass would compute them anew.
+    that a training that was killed does not do it again. Nothing where there is no room for both:
+    each pass would compute them anew.
     """
     learnt = [p for p in train_packs if p.answer_at or not isinstance(head, ChoiceHead)]
-    alone = spec.model_copy(
-        update={"method": "head", "epochs": EPOCHS, "max_minutes": None, "checkpointing": False}
-    )
-    packs = [*train_packs, *tuning_packs]
+    own: dict[str, Any] = {name: getattr(spec, name) for name in _OF_A_HEAD}
+    alone = TrainSpec(method="head", epochs=EPOCHS, **own)
     key = checkpoint_key(alone, [*learnt, *tuning_packs], backbone, head)
+    count = len(decoder.layers)
 
-    def found() -> dict[str, Any]:
+    def found() -> tuple[dict[str, Any], float]:
+        began = time.monotonic()
         console.print(f"{manifest.name}: the same head on the frozen backbone, to compare with")
-        own = copy.deepcopy(head)
-        count = len(decoder.layers)
         with Progress(console=console) as progress:
             for depth in (lowest, count):
-                states.compute(decoder, packs, depth, progress)
-        if states.found(packs, count) < 1:
-            raise _NoRoomError
+                states.compute(decoder, [*learnt, *tuning_packs], depth, progress)
+        taught = copy.deepcopy(head)
         with layers_only(decoder, range(count, count), final_norm=True):
             attached = attach(model, alone, (), ())
-            trained = PackModel(decoder, model.lm_head, own, spec.evidence_weight, attached)
+            trained = PackModel(decoder, model.lm_head, taught, spec.evidence_weight, attached)
             checkpoints = work / "checkpoints" / key
             fit(
                 trained,
@@ -90,14 +99,18 @@ def frozen_figures(
             calibrate(trained, tuning_packs, states)
             figures = measure_packs(trained, tuning_packs, states, manifest)
         shutil.rmtree(checkpoints, ignore_errors=True)
-        return figures
+        return figures, round(time.monotonic() - began, 1)
 
-    try:
-        figures: dict[str, Any] = remembered(work / "measured.json", f"frozen {key}", found)
-    except _NoRoomError:  # there may be some another time
-        console.print("its states take more room than there is: left out")
-        return {}
-    return figures
+    file = work / "measured.json"
+    if not is_remembered(file, f"frozen {key}"):
+        both = [*train_packs, *tuning_packs]
+        if not states.room_for(both, (lowest, count)):
+            console.print(
+                f"{manifest.name}: no room for the states of all layers; frozen_baseline left out"
+            )
+            return {}, 0.0
+    figures, seconds = remembered(file, f"frozen {key}", found)
+    return figures, seconds
 
 
 def beside_frozen(tuning: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -106,11 +119,13 @@ def beside_frozen(tuning: Mapping[str, Mapping[str, Any]]) -> str | None:
     name = next((name for name in _MAIN if name in frozen and name in trained), None)
     if name is None:
         return None
-    added = trained[name] - frozen[name]
+    added = round(trained[name] - frozen[name], 4)
+    many = f" ({trained['questions']} questions)" if "questions" in trained else ""
     said = (
-        f"{name.replace('_', ' ')} {trained[name]:.3f} on the tuning rows, {added:+.3f} over the "
-        f"frozen backbone with the same head"
+        f"{name.replace('_', ' ')} {trained[name]:.3f} on the tuning rows{many}, {added:+.3f} over "
+        "the frozen backbone with such a head"
     )
-    if added < WORTH:
-        said += " (little: `method: head` answers without an adapter; more rows may tell)"
+    writes = "loss" in trained  # a head alone writes no better than the backbone
+    if added < WORTH and not writes:
+        said += ": little; `method: head` needs no adapter, and more rows tell more"
     return said

@@ -164,6 +164,20 @@ class LowerStates:
                 self._index[name] = offset
                 progress.advance(task, len(pack.ids))
 
+    def room_for(self, packs: Sequence[Pack], depths: Sequence[int]) -> bool:
+        """Whether the states below each of some layers can all be kept together.
+
+        Where what other trainings left is in the way, it goes.
+        """
+        missing = sum(self._bytes(p) for at in depths for p in packs if not self._holds(p, at))
+        if not self._more_than_room(missing):
+            return True
+        whole = len(depths) * sum(map(self._bytes, packs))
+        if self._more_than_room(whole - self._held()):
+            return False
+        self._clear()
+        return True
+
     def release(self, packs: Sequence[Pack]) -> None:
         """Give up the lower layers' weights, if the states of all packs are kept.
 
@@ -176,11 +190,15 @@ class LowerStates:
         return self._dtype.itemsize * self._hidden * len(pack.ids)
 
     def _exceeds(self, packs: Iterable[Pack]) -> bool:
-        held = self._path.stat().st_size if self._path.exists() else 0
-        more = sum(map(self._bytes, packs))
+        return self._more_than_room(sum(map(self._bytes, packs)))
+
+    def _more_than_room(self, more: int) -> bool:
         if more and more > shutil.disk_usage(self._path.parent).free - self._spared:
             return True
-        return self._limit is not None and held + more > self._limit
+        return self._limit is not None and self._held() + more > self._limit
+
+    def _held(self) -> int:
+        return self._path.stat().st_size if self._path.exists() else 0
 
     def _clear(self) -> None:
         self._index.clear()

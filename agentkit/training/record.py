@@ -103,7 +103,10 @@ def _card(manifest: Manifest, metrics: dict[str, Any], curve: str | None) -> str
         if not isinstance(value, dict)
     )
     found = metrics.get("lower_states_found")
-    beside = f" ({found:.0%} of the lower layers' states were there before)" if found else ""
+    apart = [f"{found:.0%} of the lower layers' states were there before"] if found else []
+    if compared := metrics.get("frozen_seconds"):
+        apart.append(f"{compared / 60:.0f} of them for the frozen baseline")
+    beside = f" ({'; '.join(apart)})" if apart else ""
     drawn = f"; `{curve}` is the loss curve" if curve else ""
     return f"""# {manifest.name}
 
@@ -142,7 +145,7 @@ unmeasured. It is an aid to a reader, not legal advice.
 def _frozen(tuning: dict[str, Any]) -> str:
     if "frozen" not in tuning:
         return ""
-    return "`frozen` is the same task head trained on the frozen backbone, without an adapter.\n"
+    return "`frozen` is such a task head trained on the frozen backbone, without an adapter.\n"
 
 
 def _calibration(metrics: dict[str, Any]) -> str:

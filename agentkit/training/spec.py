@@ -198,8 +198,8 @@ class TrainSpec(_Frozen):
     """At most so many packs are tuned and measured on, evenly taken."""
     evidence_weight: float = Field(default=1.0, ge=0.0)
     frozen_baseline: bool = False
-    """Train the same task head on the frozen backbone first, to print and keep what the adapter
-    adds to it: the upper layers read everything once more."""
+    """Train such a task head on the frozen backbone first, for as many minutes at most, to say what
+    the adapter adds to it: the upper layers read everything once more."""
     checkpointing: bool = False
     """Compute layers again in the backward pass instead of keeping what they computed: less
     memory, about a third more time."""

@@ -14,7 +14,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from rich.console import Console
@@ -200,22 +200,29 @@ def _train(
     )
     found_before = spent.found(states.found([*train_packs, *tuning_packs], lowest))
     frozen: dict[str, Any] = {}
-    if spec.frozen_baseline and spec.method != "head" and head is not None and tuning_packs:
-        frozen = frozen_figures(
-            model,
-            decoder,
-            head,
-            train_packs,
-            tuning_packs,
-            states,
-            spec,
-            manifest,
-            lowest=lowest,
-            backbone=fingerprint,
-            work=work,
-            console=console,
-            device=device,
-        )
+    compared = 0.0
+    if spec.frozen_baseline and spec.method != "head":
+        if tuning_packs and _trains_head(head):
+            frozen, compared = frozen_figures(
+                model,
+                decoder,
+                head,
+                train_packs,
+                tuning_packs,
+                states,
+                spec,
+                manifest,
+                lowest=lowest,
+                backbone=fingerprint,
+                work=work,
+                console=console,
+                device=device,
+            )
+        else:
+            console.print(
+                f"{manifest.name}: frozen_baseline left out: it wants a task head that is trained, "
+                "and rows to tune on"
+            )
     set_seed(spec.seed)  # whatever was probed, the training is the same
     attached = attach(model, spec, choice.chosen, _invocation(tokenizer))
     start: Start | None = None
@@ -270,6 +277,7 @@ def _train(
     metrics = facts_of(spec, split, settings, fingerprint, train_packs)
     metrics |= {
         "seconds": round(spent.seconds, 1),
+        **({"frozen_seconds": compared} if frozen else {}),
         "lower_states_found": round(found_before, 4),
         "threads": torch.get_num_threads(),
         "device": device.type,
@@ -285,6 +293,11 @@ def _train(
     with suppress(OSError):  # other settings of the skill may have theirs
         checkpoints.parent.rmdir()
     return Trained(folder, metrics)
+
+
+def _trains_head(head: Head | None) -> TypeGuard[ChoiceHead | SpanLabelHead]:
+    """Whether steps teach it; a probe is fitted to the frozen backbone as it is."""
+    return head is not None and not isinstance(head, LinearProbe)
 
 
 def _lowest(spec: TrainSpec, choice: LayerChoice, count: int) -> int:

@@ -33,12 +33,22 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 def remembered(file: Path, key: str, find: Callable[[], Any]) -> Any:
     """What `find` gives, as JSON; kept in `file` under `key`, and not found a second time."""
-    known: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        known = json.loads(file.read_text(encoding="utf-8"))
+    known = _known(file)
     if key not in known:
         known[key] = find()
         fresh = file.with_suffix(".fresh")
         fresh.write_text(json.dumps(known), encoding="utf-8")
         fresh.replace(file)
     return known[key]
+
+
+def is_remembered(file: Path, key: str) -> bool:
+    """Whether `remembered` would not have to find it."""
+    return key in _known(file)
+
+
+def _known(file: Path) -> dict[str, Any]:
+    known: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        known = json.loads(file.read_text(encoding="utf-8"))
+    return known

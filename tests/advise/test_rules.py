@@ -240,3 +240,14 @@ def test_what_cannot_be_is_refused(name: str, number: float) -> None:
 def test_fewer_than_three_layers_have_no_upper_third() -> None:
     with pytest.raises(InputError, match="at least 3, not 2"):
         advise(replace(USUAL, layers=2))
+
+
+@given(SITUATIONS)
+def test_a_baseline_is_asked_for_exactly_where_a_head_is_trained_beside_an_adapter(
+    situation: Situation,
+) -> None:
+    advised = settings(situation)
+    scoring = advised.get("answer.scoring")
+    head = situation.answer == "marks" or (scoring is not None and scoring.value == "head")
+    asked = "frozen_baseline" in train_settings(advised.values())
+    assert asked == (head and advised["method"].value != "head")

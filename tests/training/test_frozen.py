@@ -12,7 +12,6 @@ import pytest
 from rich.console import Console
 from safetensors.torch import load_file
 
-from agentkit.errors import SkillError
 from agentkit.training.frozen import EPOCHS, beside_frozen
 from agentkit.training.train import train_skill
 
@@ -32,6 +31,11 @@ def train(toy: Any, **options: Any) -> tuple[dict[str, Any], str]:
     return trained.metrics, said.getvalue()
 
 
+def change(toy: Any, **settings: Any) -> None:
+    file = toy.folder / "train.yaml"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
 @pytest.mark.parametrize("kind", ["choice", "marks", "chosen"])
 def test_it_is_what_a_training_of_the_head_alone_reaches(
     kind: str, make_toy: Callable[..., Any], tmp_path: Path
@@ -44,15 +48,26 @@ def test_it_is_what_a_training_of_the_head_alone_reaches(
     assert tuning["frozen"] == train(alone)[0]["tuning"]["trained"]
     if kind != "chosen":  # of whose few tuning rows chance may get all right
         assert tuning["frozen"] != tuning["untrained"]
-    assert "over the frozen backbone with the same head" in said
+    assert "over the frozen backbone with such a head" in said
     card = (toy.folder / "README.md").read_text()
     assert "| figure | untrained | frozen | trained |" in card
-    assert "`frozen` is the same task head" in card
+    assert "`frozen` is such a task head" in card
 
 
-@pytest.mark.parametrize("method", ["lora", "hybrid"])
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("lora", {}),
+        ("hybrid", {}),
+        ("bottleneck", {}),
+        ("prefix", {"layers": "all"}),
+        ("lora", {"quantization": "int8", "dtype": "bfloat16"}),
+        ("lora", {"layers": "auto"}),
+        ("lora", {"cache_lower": False}),
+    ],
+)
 def test_the_adapter_is_the_same_with_and_without_it(
-    method: str, make_toy: Callable[..., Any], tmp_path: Path
+    method: str, changes: dict[str, Any], make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
     files = []
     for baseline in (False, True):
@@ -63,6 +78,7 @@ def test_the_adapter_is_the_same_with_and_without_it(
             data=DATA,
             method=method,
             frozen_baseline=baseline,
+            **changes,
         )
         train(toy)
         files.append(toy.folder)
@@ -82,19 +98,56 @@ def test_it_is_trained_once(make_toy: Callable[..., Any], tmp_path: Path) -> Non
     assert not (toy.settings.home / "training" / "toy-skill" / "checkpoints").exists()
 
 
-def test_without_room_for_the_states_it_is_left_out_and_the_training_goes_on(
+def test_another_adapter_is_compared_with_the_same_head(
     make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
+    toy = make_toy("choice", tmp_path, steps=4, data=DATA, frozen_baseline=True)
+    first, _ = train(toy)
+    change(toy, rank=2, alpha=4, layers="3")
+    again, said = train(toy)
+    assert "to compare with" not in said
+    assert again["tuning"]["frozen"] == first["tuning"]["frozen"]
+    assert again["frozen_seconds"] == first["frozen_seconds"] > 0
+
+
+@pytest.mark.parametrize("share", [0.4, 1.5])
+def test_without_room_for_the_states_it_is_left_out_and_the_training_goes_on(
+    share: float, make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    free = make_toy("choice", tmp_path / "free", steps=4, data=DATA)
+    train(free)
+    states = tmp_path / "free" / "home" / "training" / "toy-skill" / "lower-states.bin"
+    size = states.stat().st_size
     tight = make_toy(
-        "choice", tmp_path, steps=4, data=DATA, frozen_baseline=True, cache_gigabytes=1e-9
+        "choice",
+        tmp_path / "tight",
+        steps=4,
+        data=DATA,
+        frozen_baseline=True,
+        cache_gigabytes=share * size / 1e9,
     )
     metrics, said = train(tight)
-    assert "more room than there is: left out" in said
+    assert "frozen_baseline left out" in said
     assert list(metrics["tuning"]) == ["untrained", "trained"]
+    assert "frozen_seconds" not in metrics
+    # What the training itself goes by was not given up for it.
+    kept = tmp_path / "tight" / "home" / "training" / "toy-skill" / "lower-states.bin"
+    assert kept.stat().st_size == (size if share > 1 else pytest.approx(0.4 * size, rel=0.9))
     # Not for good: with room it is trained.
-    spec = json.loads((tight.folder / "train.yaml").read_text()) | {"cache_gigabytes": 1.0}
-    (tight.folder / "train.yaml").write_text(json.dumps(spec))
+    change(tight, cache_gigabytes=1.0)
     assert "frozen" in train(tight)[0]["tuning"]
+
+
+def test_states_that_another_training_left_make_room(
+    make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    toy = make_toy("choice", tmp_path, steps=4, data=DATA)
+    train(toy)
+    states = tmp_path / "home" / "training" / "toy-skill" / "lower-states.bin"
+    size = states.stat().st_size
+    change(toy, layers="1-3", frozen_baseline=True, cache_gigabytes=2.2 * size / 1e9)
+    assert "frozen" in train(toy)[0]["tuning"]
+    assert states.stat().st_size == 2 * size
 
 
 def test_a_head_alone_is_its_own_baseline(make_toy: Callable[..., Any], tmp_path: Path) -> None:
@@ -103,12 +156,23 @@ def test_a_head_alone_is_its_own_baseline(make_toy: Callable[..., Any], tmp_path
 
 
 @pytest.mark.parametrize("kind", ["generate", "likelihood", "probed"])
-def test_without_a_head_to_train_it_is_refused(
+def test_without_a_head_to_train_it_is_left_out_with_a_word(
     kind: str, make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
-    toy = make_toy(kind, tmp_path, data=DATA, frozen_baseline=True)
-    with pytest.raises(SkillError, match="no head is trained"):
-        train(toy)
+    toy = make_toy(kind, tmp_path, steps=2, data=DATA, frozen_baseline=True)
+    metrics, said = train(toy)
+    assert "frozen_baseline left out" in said
+    assert list(metrics["tuning"]) == ["untrained", "trained"]
+
+
+def test_without_rows_to_tune_on_nothing_is_compared(
+    make_toy: Callable[..., Any], tmp_path: Path
+) -> None:
+    data = [{"path": "rows.jsonl", "tuning": 0}]
+    toy = make_toy("choice", tmp_path, steps=2, data=data, frozen_baseline=True)
+    metrics, said = train(toy)
+    assert "frozen_baseline left out" in said
+    assert metrics["tuning"] == {"untrained": {}, "trained": {}}
 
 
 def test_what_an_adapter_adds_is_said_with_its_sign() -> None:
@@ -117,6 +181,16 @@ def test_what_an_adapter_adds_is_said_with_its_sign() -> None:
     assert "accuracy 0.880" in little
     assert "-0.020" in little
     assert "method: head" in little
+    # Three hundredths are not less than three hundredths.
+    enough = beside_frozen({"frozen": {"accuracy": 0.92}, "trained": {"accuracy": 0.95}})
+    assert enough is not None
+    assert "little" not in enough
+    # A head alone does not write.
+    written = {"accuracy": 0.9, "loss": 0.4, "questions": 50}
+    writes = beside_frozen({"frozen": {"accuracy": 0.9}, "trained": written})
+    assert writes is not None
+    assert "(50 questions)" in writes
+    assert "method: head" not in writes
     much = beside_frozen(
         {"frozen": {"mean_average_precision": 0.2}, "trained": {"mean_average_precision": 0.4}}
     )
