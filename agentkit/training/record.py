@@ -173,7 +173,8 @@ they are served (accuracy / expected calibration error; novelty is the median):
 
 def _rows(source: dict[str, Any]) -> str:
     times = source.get("repeat", 1)
-    return f"{source['train_rows']}" + (f", each taken {times} times" if times > 1 else "")
+    more = f" and {source['negated_rows']} negated" if source.get("negated_rows") else ""
+    return f"{source['train_rows']}{more}" + (f", each taken {times} times" if times > 1 else "")
 
 
 def _passes(metrics: dict[str, Any]) -> str:

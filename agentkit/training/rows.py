@@ -19,7 +19,7 @@ from agentkit.errors import InputError
 from agentkit.skill.negation import negated
 from agentkit.training.datasets import LICENSES, dataset_files, load_dataset
 from agentkit.training.jsonl import numbered_jsonl
-from agentkit.training.spec import DataSpec, TrainSpec
+from agentkit.training.spec import DataSpec, NegationSpec, TrainSpec
 from agentkit.types import Json
 
 _FILES = ("variants", "statements", "rules", "patterns", "words", "topics")
@@ -91,11 +91,16 @@ def load_rows(
     for facts, parts in zip(sources, splits, strict=True):
         for name, rows in zip(("train", "tuning", "holdout"), parts, strict=True):
             facts[f"{name}_rows"] = len(rows)
-    denied = [_negated(kept, s) for s, (kept, _, _) in zip(spec.data, splits, strict=True)]
-    for facts, more in zip(sources, denied, strict=True):
-        if more:
-            facts["negated_rows"] = len(more)
-    splits = [([*kept, *more], t, h) for (kept, t, h), more in zip(splits, denied, strict=True)]
+    known: set[str] = set()
+    if any(source.negations for source in spec.data):
+        known = {_key(row) for parts in splits for part in parts for row in part}
+    for at, source in enumerate(spec.data):
+        kept, tuned, held = splits[at]
+        if (how := source.negations) is not None:
+            _check_negations(how, (*kept, *tuned, *held), sources[at]["source"])
+            more = _negated(kept, how, known)
+            splits[at] = [*kept, *more], tuned, held
+            sources[at] |= {"negations": how.model_dump(mode="json"), "negated_rows": len(more)}
     splits = [(kept * s.repeat, t, h) for s, (kept, t, h) in zip(spec.data, splits, strict=True)]
     train, tuning, holdout = (tuple(chain(*parts)) for parts in zip(*splits, strict=True))
     return Split(train, tuning, holdout, tuple(sources))
@@ -115,7 +120,8 @@ def calibration_rows(
     """
     if not spec.calibration:
         return [], []
-    plain = tuple(source.model_copy(update={"repeat": 1}) for source in spec.calibration)
+    once = {"repeat": 1, "negations": None}  # what is served is asked as people ask it
+    plain = tuple(source.model_copy(update=once) for source in spec.calibration)
     spec = spec.model_copy(update={"data": plain})
     split = load_rows(spec, skill=skill, data_dir=data_dir, document=document, said=said)
     return [*split.train, *split.tuning], list(split.sources)
@@ -246,43 +252,58 @@ def _split(rows: Sequence[Row], source: DataSpec) -> tuple[list[Row], list[Row],
     )
 
 
-def _negated(rows: Sequence[Row], source: DataSpec) -> list[Row]:
-    """Rows that ask the negations of some rows' statements, each with what is right of it.
-
-    One whose negation another row asks is left out: what is right of it is known there.
-    """
-    how = source.negations
-    if how is None:
-        return []
-    turned = dict((how.opposites, how.opposites[::-1]))
-    asked: set[tuple[str, str]] = set()
-    statements: list[tuple[Row, str]] = []
+def _check_negations(how: NegationSpec, rows: Sequence[Row], source: str) -> None:
+    """Raises `InputError` for rows whose statement or answer is not where `how` says."""
+    said: set[str] = set()
     for row in rows:
         statement = row.input.get(how.field) if isinstance(row.input, dict) else None
-        if not isinstance(statement, str) or not isinstance(row.expected, dict):
+        answer = row.expected.get(how.expected) if isinstance(row.expected, dict) else None
+        if not isinstance(statement, str) or not isinstance(answer, str):
             raise InputError(
-                f"negations need the statement as a text in `{how.field}`, and an object of what "
-                "is expected",
-                where=row.place or "a training row",
+                f"negations want texts: the statement in `{how.field}` of the input, the answer "
+                f"in `{how.expected}` of what is expected",
+                where=row.place or source,
             )
-        asked.add((row.group, statement))
-        statements.append((row, statement))
-    added: list[Row] = []
-    for row, statement in statements:
-        text = negated(statement)
-        if _hash(f"negated/{row.group}/{statement}") >= how.share or (row.group, text) in asked:
-            continue
-        answer = row.expected.get(how.expected)
-        added.append(
-            Row(
-                {**row.input, how.field: text},
-                {**row.expected, how.expected: turned.get(answer, answer)},
-                row.group,
-                f"{row.place}, negated",
-            )
+        said.add(answer)
+    if missing := [one for one in how.opposites if one not in said]:
+        raise InputError(
+            f"negations.opposites: no row is answered {' or '.join(map(repr, missing))}",
+            where=source,
+            hint=f"the answers are {', '.join(sorted(said))}",
         )
-        asked.add((row.group, text))
+
+
+def _negated(rows: Sequence[Row], how: NegationSpec, known: set[str]) -> list[Row]:
+    """Rows that ask the negations of some rows' statements, each with what is right of it.
+
+    One that is `known`, since another row asks the same, is left out: what is right of it is said
+    there. Those that are added are known from then on.
+    """
+    turned = dict((how.opposites, how.opposites[::-1]))
+    added: list[Row] = []
+    for row in rows:
+        statement, answer = row.input[how.field], row.expected[how.expected]
+        text = negated(statement)
+        if text is None or _hash(f"negated/{row.group}/{statement}") >= how.share:
+            continue
+        one = Row(
+            {**row.input, how.field: text},
+            {**row.expected, how.expected: turned.get(answer, answer)},
+            row.group,
+            f"{row.place}, negated",
+        )
+        if (key := _key(one)) not in known:
+            known.add(key)
+            added.append(one)
     return added
+
+
+def _key(row: Row) -> str:
+    """A digest of an input's words, however they are spaced."""
+    given = row.input.items() if isinstance(row.input, dict) else [("", row.input)]
+    plain = [(k, " ".join(v.split()) if isinstance(v, str) else v) for k, v in given]
+    asked = json.dumps(sorted(plain, key=lambda one: one[0]), sort_keys=True)
+    return hashlib.sha256(asked.encode()).hexdigest()
 
 
 def part_of(group: str, source: DataSpec) -> Literal["holdout", "tuning", "train"]:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentkit.errors import InputError
-from agentkit.training.rows import Row, _split, load_rows, rows_from_jsonl
-from agentkit.training.spec import DataSpec, TrainSpec
+from agentkit.training.rows import Row, _split, calibration_rows, load_rows, rows_from_jsonl
+from agentkit.training.spec import DataSpec, NegationSpec, TrainSpec
 
 LONG = "This is a document of its own. " * 20
 
@@ -228,34 +228,75 @@ def test_statements_are_asked_negated_too(tmp_path: Path) -> None:
         assert (negation.group, negation.place) == (row.group, f"{row.place}, negated")
 
 
-def test_a_share_of_them_is_the_same_each_time_and_a_negation_that_is_asked_is_not_added(
-    tmp_path: Path,
-) -> None:
+def test_a_share_of_them_is_the_same_each_time(tmp_path: Path) -> None:
     rules(tmp_path, 300)
     some = load(tmp_path, path="rows.jsonl", negations=NEGATED | {"share": 0.5})
     (facts,) = some.sources
     assert 0.3 < facts["negated_rows"] / facts["train_rows"] < 0.7
+    assert facts["negations"] == NEGATED | {"share": 0.5}
     assert some == load(tmp_path, path="rows.jsonl", negations=NEGATED | {"share": 0.5})
-    pair = [
-        {"input": {"rule": rule, "document": LONG}, "expected": {"said": said}}
-        for rule, said in (("It must ring.", "yes"), ("It need not ring.", "silent"))
+
+
+@pytest.mark.parametrize("document", [LONG, "A short one."])
+@pytest.mark.parametrize("part", ["train", "tuning", "holdout"])
+def test_a_negation_that_another_row_asks_is_not_added_wherever_that_is(
+    document: str, part: str, tmp_path: Path
+) -> None:
+    asked = [("It must ring.", "yes"), ("Bells are loud.", "no")]
+    rows = [
+        {"input": {"rule": rule, "document": document}, "expected": {"said": said}}
+        for rule, said in asked
     ]
-    write(tmp_path / "rows.jsonl", pair)
-    assert len(load(tmp_path, path="rows.jsonl", tuning=0.0, negations=NEGATED).train) == 2
+    write(tmp_path / "rows.jsonl", rows)
+    there = {"rule": "It  need not\nring.", "document": document + " "}
+    write(tmp_path / "other.jsonl", [{"input": there, "expected": {"said": "silent"}}])
+    shares = {"train": {}, "tuning": {"tuning": 0.999}, "holdout": {"holdout": 0.999}}
+    data = [
+        {"path": "rows.jsonl", "tuning": 0, "negations": NEGATED},
+        {"path": "other.jsonl", "tuning": 0} | shares[part],
+    ]
+    spec = TrainSpec.model_validate({"data": data})
+    split = load_rows(spec, skill=tmp_path, data_dir=tmp_path)
+    added = [row.input["rule"] for row in split.train if row.place.endswith("negated")]
+    assert added == ["Bells are not loud."]
+
+
+def test_a_question_has_no_negation(tmp_path: Path) -> None:
+    rows = [
+        {"input": {"rule": rule, "document": LONG}, "expected": {"said": said}}
+        for rule, said in (("Does it ring?", "yes"), ("It rings.", "no"))
+    ]
+    write(tmp_path / "rows.jsonl", rows)
+    split = load(tmp_path, path="rows.jsonl", tuning=0.0, negations=NEGATED)
+    assert [row.input["rule"] for row in split.train[2:]] == ["It is not true that it rings."]
+
+
+def test_what_is_calibrated_on_is_asked_as_it_is(tmp_path: Path) -> None:
+    rules(tmp_path)
+    source = DataSpec(path="rows.jsonl", tuning=0.2, negations=NegationSpec(**NEGATED))
+    spec = TrainSpec(data=(source,), calibration=(source,))
+    rows, _ = calibration_rows(spec, skill=tmp_path, data_dir=tmp_path)
+    assert len(rows) == 40
 
 
 @pytest.mark.parametrize(
-    "row",
+    ("row", "message"),
     [
-        {"input": {"said": "a text"}, "expected": {"said": "yes"}},
-        {"input": "a text", "expected": {"said": "yes"}},
-        {"input": {"rule": "It rings."}, "expected": "yes"},
+        ({"input": {"said": "a text"}, "expected": {"said": "yes"}}, "negations want texts"),
+        ({"input": "a text", "expected": {"said": "yes"}}, "negations want texts"),
+        ({"input": {"rule": "It rings."}, "expected": "yes"}, "negations want texts"),
+        ({"input": {"rule": "It rings."}, "expected": {"sad": "yes"}}, "negations want texts"),
+        ({"input": {"rule": "It rings."}, "expected": {"said": ["yes"]}}, "negations want texts"),
+        ({"input": {"rule": "It rings."}, "expected": {"said": "Yes"}}, "no row is answered 'yes'"),
     ],
 )
-def test_a_row_without_a_statement_cannot_be_negated(tmp_path: Path, row: object) -> None:
+def test_rows_that_cannot_be_negated_are_an_input_error(
+    tmp_path: Path, row: object, message: str
+) -> None:
     write(tmp_path / "rows.jsonl", [row])
-    with pytest.raises(InputError, match=r"rows.jsonl:1: negations need"):
+    with pytest.raises(InputError, match=message) as error:
         load(tmp_path, path="rows.jsonl", tuning=0.0, negations=NEGATED)
+    assert "rows.jsonl" in str(error.value)
 
 
 @pytest.mark.parametrize(
