@@ -61,8 +61,8 @@ ABOUT = {
     "unseen_contracts": "Rules that no training asked, of commercial contracts that no version was "
     "asked a rule of before, stated and negated. Verdicts follow from CUAD's labels: a contract "
     "with a clause of a category entails each of its rules. The prior knows each category's usual "
-    "verdict in each form; foreign is what no contract speaks of; score over accuracy is how much "
-    "surer it is than right",
+    "verdict in each form; frozen is the bare backbone with such a head; foreign is what no "
+    "contract speaks of; score over accuracy is how much surer it is than right",
     "unseen_rules": "Hypotheses left out of a training, as stated, paraphrased and negated; the "
     "prior knows each one's usual verdict in each form",
     "own_skill": "A skill of one's own, from 500 rows to a route; the 100 rows to measure on have "
@@ -103,6 +103,11 @@ SHORT = (
         "ContractNLI dev, frozen, accuracy",
     ),
     ("verdicts on rules never asked, other contracts", "unseen_contracts", "CUAD, accuracy"),
+    (
+        "the same by the frozen backbone with such a head",
+        "unseen_contracts",
+        "CUAD, frozen, accuracy",
+    ),
     (
         "the same by one verdict for all, unread",
         "unseen_contracts",

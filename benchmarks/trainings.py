@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SKILL = ROOT / "skills" / "compliance-review"
 FROZEN = ROOT / "out" / "frozen"
 """Heads that were trained without an adapter, by skill."""
+KEPT = ROOT / "benchmarks" / "frozen"
+"""Such heads that are kept, so that what they are compared with takes minutes, not hours."""
 AGENTKIT = Path(sys.executable).with_name("agentkit")
 QUALITY = ("accuracy", "macro_f1", "evidence_map")
 """What methods and ways of training are compared by, as served."""
@@ -79,23 +81,30 @@ def trained(name: str, into: Path, changes: Mapping[str, Any], data_dir: Path) -
 def frozen_head(name: str, data_dir: Path, into: Path = FROZEN) -> Path:
     """The folder of a shipped skill whose task head was trained without an adapter.
 
-    Trains it where there is none yet: one reading of all that the skill learns from by every layer,
-    an hour or two on two cores. A training that was killed goes on.
+    That beside the benchmarks, if there is one of the skill's data. Else it is trained where there
+    is none yet: one reading of all that the skill learns from by every layer, an hour or two on two
+    cores. A training that was killed goes on.
     """
-    folder = into / name
     asked = load_train_spec(ROOT / "skills" / name / "train.yaml")
+    for folder in (KEPT / name, into / name):
+        if _trained_on(asked, folder):
+            return folder
+    console.print(f"{name}: training its head on the frozen backbone")
+    command = [AGENTKIT, "train", ROOT / "skills" / name, "--out", into]
+    command += ["--with", "method=head", "--with", "epochs=20", "--data-dir", data_dir]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return into / name
+
+
+def _trained_on(asked: TrainSpec, folder: Path) -> bool:
+    """Whether a head lies there that was trained, and calibrated, on what a train.yaml asks for."""
     try:
-        done = (folder / "head.safetensors").is_file() and (
-            not asked.calibration or "calibration" in record(folder)
-        )
-    except (OSError, ValueError):
-        done = False
-    if not done:
-        console.print(f"{name}: training its head on the frozen backbone")
-        command = [AGENTKIT, "train", ROOT / "skills" / name, "--out", into]
-        command += ["--with", "method=head", "--with", "epochs=20", "--data-dir", data_dir]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return folder
+        spec = load_train_spec(folder / "train.yaml")
+        whole = not asked.calibration or "calibration" in record(folder)
+    except (OSError, ValueError, AgentkitError):
+        return False
+    of_it = (spec.data, spec.calibration) == (asked.data, asked.calibration)
+    return whole and of_it and (folder / "head.safetensors").is_file()
 
 
 def whole(folder: Path, changes: Mapping[str, Any]) -> bool:
