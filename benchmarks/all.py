@@ -67,7 +67,7 @@ ABOUT = {
     "prior knows each one's usual verdict in each form",
     "own_skill": "A skill of one's own, from 500 rows to a route; the 100 rows to measure on have "
     "15 wordings, and the interval takes them for independent; base is the bare backbone under the "
-    "head that was trained with the adapter",
+    "head that was trained with the adapter, frozen with a head of its own",
     "routing": "The router on CLINC150's validation rows with abstention (oos: what no skill is "
     "for; 100 rows), a peer beside; tasks are requests of ours",
     "retrieval": "Gold passages found for ContractNLI's hypotheses, which the reranker was tuned "

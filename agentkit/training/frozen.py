@@ -127,5 +127,5 @@ def beside_frozen(tuning: Mapping[str, Mapping[str, Any]]) -> str | None:
     )
     writes = "loss" in trained  # a head alone writes no better than the backbone
     if added < WORTH and not writes:
-        said += ": little; `method: head` needs no adapter, and more rows tell more"
+        said += ": little; measure both on rows held out, `method: head` needs no adapter"
     return said
