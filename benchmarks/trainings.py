@@ -26,6 +26,7 @@ FROZEN = ROOT / "out" / "frozen"
 KEPT = ROOT / "benchmarks" / "frozen"
 """Such heads that are kept, so that what they are compared with takes minutes, not hours."""
 AGENTKIT = Path(sys.executable).with_name("agentkit")
+_ASKED_BY = ("SKILL.md", "skill.yaml")
 QUALITY = ("accuracy", "macro_f1", "evidence_map")
 """What methods and ways of training are compared by, as served."""
 
@@ -85,9 +86,8 @@ def frozen_head(name: str, data_dir: Path, into: Path = FROZEN) -> Path:
     is none yet: one reading of all that the skill learns from by every layer, an hour or two on two
     cores. A training that was killed goes on.
     """
-    asked = load_train_spec(ROOT / "skills" / name / "train.yaml")
     for folder in (KEPT / name, into / name):
-        if _trained_on(asked, folder):
+        if _trained_as(ROOT / "skills" / name, folder):
             return folder
     console.print(f"{name}: training its head on the frozen backbone")
     command = [AGENTKIT, "train", ROOT / "skills" / name, "--out", into]
@@ -96,15 +96,18 @@ def frozen_head(name: str, data_dir: Path, into: Path = FROZEN) -> Path:
     return into / name
 
 
-def _trained_on(asked: TrainSpec, folder: Path) -> bool:
-    """Whether a head lies there that was trained, and calibrated, on what a train.yaml asks for."""
+def _trained_as(skill: Path, folder: Path) -> bool:
+    """Whether a head lies there that was trained, and calibrated, on what a skill asks for now, and
+    answers as the skill does."""
+    asked = load_train_spec(skill / "train.yaml")
     try:
         spec = load_train_spec(folder / "train.yaml")
-        whole = not asked.calibration or "calibration" in record(folder)
+        done = not asked.calibration or "calibration" in record(folder)
+        alike = [(folder / f).read_bytes() == (skill / f).read_bytes() for f in _ASKED_BY]
     except (OSError, ValueError, AgentkitError):
         return False
     of_it = (spec.data, spec.calibration) == (asked.data, asked.calibration)
-    return whole and of_it and (folder / "head.safetensors").is_file()
+    return done and of_it and all(alike) and (folder / "head.safetensors").is_file()
 
 
 def whole(folder: Path, changes: Mapping[str, Any]) -> bool:

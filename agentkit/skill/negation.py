@@ -47,7 +47,7 @@ _VERB = re.compile(
     r"|does|did|has|have|had|need)\b)(?P<not>not\b| not\b| never\b)?(?P<to> (?:have |need )?to\b)?"
     r"(?P<been> been\b)?"
 )
-_NONE = re.compile(r"\b(?P<none>no one|nobody|nothing|none|no)\b")
+_NONE = re.compile(r"\b(?P<none>no one|nobody|nothing|none|no)\b", re.IGNORECASE)
 _SOME = {
     "no one": "somebody",
     "nobody": "somebody",
@@ -89,7 +89,7 @@ def _turned(text: str) -> str | None:
         return f"Not {'every' if opener == 'each' else opener} {rest}"
     if opener == "some":
         return None if _verbs_in(rest) != 1 else f"No {rest}"
-    if none := re.match(_NONE.pattern, text, re.IGNORECASE):
+    if none := _NONE.match(text):
         # "No party shall" leaves it to none of them; that some must would be more than its denial.
         return _SOME[none["none"].lower()].capitalize() + _freed(text[none.end() :])
     if opener == "neither":
@@ -122,7 +122,7 @@ def _turned_verb(main: str) -> str | None:
     if none := _NONE.search(main):
         if denied or len(_NONE.findall(main)) > 1:
             return None
-        return _freed(main[: none.start()] + _SOME[none["none"]] + main[none.end() :])
+        return _freed(main[: none.start()] + _SOME[none["none"].lower()] + main[none.end() :])
     if (never := _NEVER.search(main)) and not denied:
         instead = "must " if never["duty"] else ""
         return main[: never.start()] + instead + main[never.end() :]

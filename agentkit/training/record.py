@@ -105,7 +105,7 @@ def _card(manifest: Manifest, metrics: dict[str, Any], curve: str | None) -> str
     found = metrics.get("lower_states_found")
     apart = [f"{found:.0%} of the lower layers' states were there before"] if found else []
     if compared := metrics.get("frozen_seconds"):
-        apart.append(f"{compared / 60:.0f} of them for the frozen baseline")
+        apart.append(f"{compared / 60:.0f} minutes of it for the frozen baseline")
     beside = f" ({'; '.join(apart)})" if apart else ""
     drawn = f"; `{curve}` is the loss curve" if curve else ""
     return f"""# {manifest.name}

@@ -52,6 +52,7 @@ def test_it_is_what_a_training_of_the_head_alone_reaches(
     card = (toy.folder / "README.md").read_text()
     assert "| figure | untrained | frozen | trained |" in card
     assert "`frozen` is such a task head" in card
+    assert "minutes of it for the frozen baseline" in card
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,8 @@ def test_without_room_for_the_states_it_is_left_out_and_the_training_goes_on(
     assert "frozen_seconds" not in metrics
     # What the training itself goes by was not given up for it.
     kept = tmp_path / "tight" / "home" / "training" / "toy-skill" / "lower-states.bin"
-    assert kept.stat().st_size == (size if share > 1 else pytest.approx(0.4 * size, rel=0.9))
+    assert 0 < kept.stat().st_size <= share * size
+    assert share < 1 or kept.stat().st_size == size
     # Not for good: with room it is trained.
     change(tight, cache_gigabytes=1.0)
     assert "frozen" in train(tight)[0]["tuning"]
