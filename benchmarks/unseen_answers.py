@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
+from typing import TypeVar
 
 import numpy as np
 from common import Metric, at_least, at_most
@@ -22,7 +23,11 @@ OPPOSITE = {"entailed": "contradicted", "contradicted": "entailed"}
 MARGIN = 0.05
 TURNED = 0.80
 CALIBRATED = 0.05
+ADDS = 0.03
+"""What an adapter must add to the frozen backbone."""
 DRAWS = 1000
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,33 @@ def beside(name: str, answers: Sequence[Answered]) -> list[Metric]:
     ]
 
 
+def added(name: str, answers: Sequence[Answered], others: Sequence[Answered]) -> list[Metric]:
+    """Accuracy and pairs turned less those of other answers to the same questions, paired."""
+    if [one.question for one in answers] != [one.question for one in others]:
+        raise ValueError("only answers to the same questions can be compared")
+    by_document: dict[str, list[tuple[Answered, Answered]]] = defaultdict(list)
+    for pair in zip(answers, others, strict=True):
+        by_document[pair[0].question.document].append(pair)
+
+    def over(of: Callable[[Sequence[Answered]], float]) -> tuple[float, float, float]:
+        def more(drawn: Sequence[tuple[Answered, Answered]]) -> float:
+            return of([mine for mine, _ in drawn]) - of([other for _, other in drawn])
+
+        return interval(list(by_document.values()), more)
+
+    right, right_low, right_high = over(accuracy)
+    turned, turned_low, turned_high = over(pairs_turned)
+    target = f">= {ADDS:g}, surely above 0"
+    return [
+        Metric(f"{name}, accuracy", right, "", target, right >= ADDS and right_low > 0),
+        Metric(f"{name}, accuracy, low", right_low),
+        Metric(f"{name}, accuracy, high", right_high),
+        Metric(f"{name}, pairs turned", turned),
+        Metric(f"{name}, pairs turned, low", turned_low),
+        Metric(f"{name}, pairs turned, high", turned_high),
+    ]
+
+
 def silent(name: str, answers: Sequence[Answered]) -> Metric:
     """How many rules that nothing speaks of are answered so."""
     return Metric(f"{name}, accuracy where the matter is foreign", accuracy(answers))
@@ -157,12 +189,17 @@ def pairs_turned(answers: Sequence[Answered]) -> float:
     for one in answers:
         if one.question.pair is not None:
             pairs[one.question.document, one.question.pair].append(one.verdict)
-    turned = [OPPOSITE.get(pair[0]) == pair[-1] for pair in pairs.values()]
+    # A document that a bootstrap draws twice counts twice.
+    turned = [
+        OPPOSITE.get(first) == second
+        for verdicts in pairs.values()
+        for first, second in zip(verdicts[::2], verdicts[1::2], strict=True)
+    ]
     return sum(turned) / max(1, len(turned))
 
 
 def interval(
-    groups: Sequence[Sequence[Answered]], of: Callable[[Sequence[Answered]], float]
+    groups: Sequence[Sequence[T]], of: Callable[[Sequence[T]], float]
 ) -> tuple[float, float, float]:
     """A figure with the 2.5th and the 97.5th percentile of its bootstrap over documents."""
     draws = sorted(of(drawn) for drawn in redrawn(groups))
@@ -170,7 +207,7 @@ def interval(
     return whole, draws[int(0.025 * DRAWS)], draws[int(0.975 * DRAWS)]
 
 
-def redrawn(groups: Sequence[Sequence[Answered]]) -> Iterator[list[Answered]]:
+def redrawn(groups: Sequence[Sequence[T]]) -> Iterator[list[T]]:
     random = Random(7)
     for _ in range(DRAWS):
         yield [one for group in random.choices(groups, k=len(groups)) for one in group]

@@ -33,7 +33,16 @@ from random import Random
 from common import arguments, finish, need
 from evaluations import served
 from trainings import ROOT, SKILL, console, frozen_head, trained
-from unseen_answers import OPPOSITE, VERDICTS, Answered, Question, beside, measured, silent
+from unseen_answers import (
+    OPPOSITE,
+    VERDICTS,
+    Answered,
+    Question,
+    added,
+    beside,
+    measured,
+    silent,
+)
 
 from agentkit.kit import Kit
 from agentkit.skill.folder import Skill, load_skill
@@ -101,14 +110,17 @@ def main() -> int:
     with Kit() as kit:
         if not folds:
             asked = contracts(options)
-            metrics = measured("CUAD", answered(kit, kit.skills[SKILL.name], asked))
+            answers = answered(kit, kit.skills[SKILL.name], asked)
+            metrics = measured("CUAD", answers)
             metrics.append(silent("CUAD", answered(kit, kit.skills[SKILL.name], foreign(asked))))
             if not options.without_frozen:
                 head = options.frozen or frozen_head(SKILL.name, options.data_dir)
                 alone = kit.store.admit(load_skill(head, name=SKILL.name))
-                metrics += beside("CUAD, frozen", answered(kit, alone, asked))
+                others = answered(kit, alone, asked)
+                metrics += beside("CUAD, frozen", others)
+                metrics += added("CUAD, over frozen", answers, others)
             return finish("unseen_contracts", metrics, options.json)
-        answers: list[Answered] = []
+        answers = []
         for folder, left_out in folds:
             skill = kit.store.admit(load_skill(folder, name=SKILL.name))
             answers += answered(kit, skill, agreements(left_out, options))
@@ -163,7 +175,7 @@ def contracts(options: argparse.Namespace) -> Asked:
         kind = record["category"]
         verdict = VERDICTS[record["label"]]
         # What nothing decides has no opposite to turn to.
-        pair = str(number) if verdict in OPPOSITE else None
+        pair = str(number) if verdict in OPPOSITE and record["opposite"] else None
         stated = (record["hypothesis"], verdict, "stated")
         negated = (record["opposite"], OPPOSITE.get(verdict, verdict), "negated")
         for rule, expected, form in (stated, negated):
