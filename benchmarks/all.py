@@ -215,20 +215,22 @@ def skill_rows() -> list[str]:
     """What each shipped skill measured on its tuning rows (documents kept out of training)."""
     rows = [
         "`agentkit skills show NAME`; untrained is the bare backbone with a head that has learnt",
-        "nothing, or with its probe. reporting's accuracy is of the topic, which a probe of the",
+        "nothing, or with its probe; frozen has a head of its own, trained on the same rows, where",
+        "`benchmarks/frozen` keeps one. reporting's accuracy is of the topic, which a probe of the",
         "frozen backbone chooses: its adapter writes (loss).",
         "",
-        "| skill | figure | untrained | trained |",
-        "|---|---|---|---|",
+        "| skill | figure | untrained | trained | frozen |",
+        "|---|---|---|---|---|",
     ]
     for path in sorted((ROOT / "skills").glob("*/metrics.json")):
         tuning = json.loads(path.read_text(encoding="utf-8"))["tuning"]
+        kept = ROOT / "benchmarks" / "frozen" / path.parent.name / path.name
+        frozen = json.loads(kept.read_text("utf-8"))["tuning"]["trained"] if kept.exists() else {}
         for figure, value in tuning["trained"].items():
             if isinstance(value, float):
-                before = tuning["untrained"].get(figure, "")
-                rows.append(
-                    f"| {path.parent.name} | {figure.replace('_', ' ')} | {before} | {value} |"
-                )
+                cells = (tuning["untrained"].get(figure, ""), value, frozen.get(figure, ""))
+                said = " | ".join(map(str, cells))
+                rows.append(f"| {path.parent.name} | {figure.replace('_', ' ')} | {said} |")
     return rows
 
 

@@ -27,6 +27,19 @@ def test_the_yaml_workflow_is_sound(tmp_path: Path) -> None:
     assert list(load_spec(path).steps) == ["parse", "review", "reviews"]
 
 
+def test_the_training_is_that_of_a_new_skill(tmp_path: Path) -> None:
+    from agentkit.skill.template import skill_files
+    from agentkit.training.spec import load_train_spec
+
+    new, more = re.findall(
+        r"```yaml\n(.*?method: .*?)```", README[README.index("## Train") :], re.DOTALL
+    )
+    assert new == skill_files("clause-summariser", "text")["train.yaml"]
+    path = tmp_path / "train.yaml"
+    path.write_text(more, encoding="utf-8")
+    assert load_train_spec(path).search is not None
+
+
 @pytest.mark.weights
 def test_the_yaml_workflow_gives_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from agentkit import models

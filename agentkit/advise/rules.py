@@ -6,10 +6,6 @@ a starting point for a measurement, not the end of one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeAlias
-
 from agentkit.advise.conditions import (
     LEAST_FOR_A_HEAD,
     always,
@@ -21,33 +17,9 @@ from agentkit.advise.conditions import (
     worth_trials,
 )
 from agentkit.advise.memory import way
+from agentkit.advise.rule import Advice, Holds, Rule
 from agentkit.advise.situation import Situation
-from agentkit.training.spec import SIZED_BY, Method
-from agentkit.types import Json
-
-
-@dataclass(frozen=True, slots=True)
-class Advice:
-    """One setting of `train.yaml` (with a dot, of a source of its `data`, or of `skill.yaml`'s
-    `answer`) and why."""
-
-    setting: str
-    value: Json
-    reason: str
-
-
-Holds: TypeAlias = Callable[[Situation], bool]
-Value: TypeAlias = Callable[[Situation], Json]
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """When a setting gets a value; None leaves the setting out."""
-
-    setting: str
-    holds: Holds
-    value: Value
-    reason: str
+from agentkit.training.spec import HEAD_EPOCHS, RATES, SIZED_BY, Method
 
 
 def _upper_third(s: Situation) -> str:
@@ -57,6 +29,11 @@ def _upper_third(s: Situation) -> str:
 def _method(s: Situation) -> Method:
     method: Method = next(r.value(s) for r in RULES if r.setting == "method" and r.holds(s))
     return method
+
+
+def _rank(s: Situation) -> int:
+    rank: int = next(r.value(s) for r in RULES if r.setting == "rank" and r.holds(s))
+    return rank
 
 
 def _without(size: str) -> Holds:
@@ -186,12 +163,6 @@ RULES: tuple[Rule, ...] = (
     Rule("reduction_factor", _without("reduction_factor"), lambda s: None, ""),
     Rule(
         "reduction_factor",
-        lambda s: s.rows < 1000,
-        lambda s: 32,
-        "fewer than 1,000 rows: a wider bottleneck learns them by heart",
-    ),
-    Rule(
-        "reduction_factor",
         lambda s: s.rows < 20_000 or s.tasks >= 100,
         lambda s: 16,
         "enough for most tasks; a smaller one costs memory with every skill",
@@ -212,6 +183,26 @@ RULES: tuple[Rule, ...] = (
         "enough for most tasks; a larger one costs memory with every skill",
     ),
     Rule("rank", always, lambda s: 32, "20,000 rows and more can fill it"),
+    Rule("alpha", _without("rank"), lambda s: None, ""),
+    Rule(
+        "alpha",
+        always,
+        lambda s: 2 * _rank(s),
+        "twice the rank: what is learnt counts as much at any rank",
+    ),
+    Rule("learning_rate", head_alone, lambda s: None, ""),
+    Rule(
+        "learning_rate",
+        always,
+        lambda s: RATES[_method(s)],
+        "where this method begins to learn; another method has another (without the line its own)",
+    ),
+    Rule(
+        "epochs",
+        head_alone,
+        lambda s: HEAD_EPOCHS,
+        "a head learns from states that are kept: its passes are short, and it wants many",
+    ),
     Rule(
         "epochs",
         lambda s: s.rows < 500,
@@ -258,8 +249,8 @@ RULES: tuple[Rule, ...] = (
         "start_from",
         lambda s: s.rows < 500 and s.tasks >= 3,
         lambda s: "../general",
-        "few rows of many tasks: train one general adapter on all of them first, and begin each "
-        "skill with it",
+        "few rows of many tasks: train one general adapter on all of them first, with this method, "
+        "rank and alpha, and begin each skill with it",
     ),
     Rule("start_from", always, lambda s: None, ""),
     Rule(
@@ -299,14 +290,14 @@ RULES: tuple[Rule, ...] = (
         "answer.scoring",
         lambda s: s.deployment == "vllm",
         lambda s: "likelihood",
-        "a task head is served by agentkit alone",
+        "a task head is served by agentkit alone; without one there is no `evidence_field`",
     ),
     Rule(
         "answer.scoring",
         lambda s: s.rows < LEAST_FOR_A_HEAD,
         lambda s: "likelihood",
         "a head begins with nothing and wants more rows; the words' likelihood begins with what "
-        "the backbone knows",
+        "the backbone knows, and gives no evidence: leave `evidence_field` out",
     ),
     Rule(
         "answer.scoring",

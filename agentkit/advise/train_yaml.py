@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from agentkit.advise.rules import Advice
+from agentkit.advise.rule import Advice
 from agentkit.types import Json
 
 
@@ -21,12 +21,12 @@ def train_settings(advice: Iterable[Advice]) -> dict[str, Json]:
             "virtual_tokens",
             "reduction_factor",
             "rank",
+            "alpha",
+            "learning_rate",
             "search",
             "epochs",
         ),
         *("packs_per_step", "pack_tokens", "frozen_baseline"),
         *("dtype", "quantization", "checkpointing"),
     )
-    settings = {one.setting: one.value for one in advice if one.setting in known}
-    rank = settings.get("rank")
-    return settings | ({} if rank is None else {"alpha": 2 * int(rank)})
+    return {one.setting: one.value for one in advice if one.setting in known}

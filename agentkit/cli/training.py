@@ -64,7 +64,7 @@ def train(
 
     Writes the adapter, metrics.json, a model card and the loss curve into each folder, and ends
     with a calibration where train.yaml names rows for one. The frozen backbone with a skill's task
-    head, to compare with: --out DIR --with method=head.
+    head, to compare with: --out DIR --with method=head --with epochs=20.
     """
     from agentkit.training.copies import copy_untrained
     from agentkit.training.several import train_each

@@ -129,6 +129,8 @@ answer:
   field: answer
   evidence_field: evidence   # the passages that carry the answer
   no_evidence: [unclear]     # an answer for which there are none
+  # scoring: likelihood      # for few rows, by the answers' words instead of a head: without the
+  #                            two lines above, and without evidence in output
 
 retrieval:
   document: document
@@ -260,7 +262,8 @@ seed: 7
     holdout: 0.1      # never seen: `agentkit rows --part holdout` prints it, to measure on
 """
 
-_BASELINE = """frozen_baseline: true  # the head alone is trained, too: what does the adapter add?
+_BASELINE = """\
+frozen_baseline: true  # the head alone, too (as long at most): what does the adapter add?
 """
 
 _CALIBRATION = """# calibration:    # questions that `data` does not ask: how sure to be of such

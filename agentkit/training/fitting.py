@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import signal
 import threading
 import time
@@ -174,10 +175,23 @@ class _Interrupts(TrainerCallback):
 
 
 class _Report(TrainerCallback):
-    """Shows the loss as it falls."""
+    """Stateful: shows the loss as it falls, and what is left at the pace of this start."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, clock: _Clock, minutes: float | None) -> None:
         self._console = console
+        self._clock = clock
+        self._limit = math.inf if minutes is None else 60 * minutes
+        self._first = 0
+        self._began = clock.seconds
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        self._first, self._began = state.global_step, self._clock.seconds
 
     def on_log(
         self,
@@ -188,9 +202,14 @@ class _Report(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if logs and "loss" in logs:
+            spent, done = self._clock.seconds, state.global_step - self._first
+            pace = (spent - self._began) / max(1, done)
+            steps_left = pace * (state.max_steps - state.global_step)
+            left = max(0.0, min(steps_left, self._limit - spent))
             self._console.print(
                 f"step {state.global_step}/{state.max_steps}  "
-                f"loss {float(logs['loss']):.4f}  rate {float(logs['learning_rate']):.2e}"
+                f"loss {float(logs['loss']):.4f}  rate {float(logs['learning_rate']):.2e}  "
+                f"{left / 60:.1f} min left"
             )
 
 
@@ -219,7 +238,7 @@ def fit(
         return share_of_rate(step, steps, spent)
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    callbacks: list[TrainerCallback] = [_Report(console), _Saves()]
+    callbacks: list[TrainerCallback] = [_Report(console, clock, spec.max_minutes), _Saves()]
     if spec.max_minutes is not None:
         callbacks.append(_Limit(clock, spec.max_minutes))
     args = TrainingArguments(

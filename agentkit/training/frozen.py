@@ -21,11 +21,9 @@ from agentkit.training.measure import calibrate, measure_packs
 from agentkit.training.methods import attach
 from agentkit.training.model import PackModel
 from agentkit.training.packs import Pack
-from agentkit.training.spec import TrainSpec
+from agentkit.training.spec import HEAD_EPOCHS, TrainSpec
 from agentkit.training.workplace import is_remembered, remembered
 
-EPOCHS = 20.0
-"""A head alone learns from states that are kept, and its passes are short: they need not be few."""
 WORTH = 0.03
 """What an adapter has to add for its training to have been worth more than the head's alone."""
 _MAIN = ("accuracy", "mean_average_precision")
@@ -71,7 +69,7 @@ def frozen_figures(
     """
     learnt = [p for p in train_packs if p.answer_at or not isinstance(head, ChoiceHead)]
     own: dict[str, Any] = {name: getattr(spec, name) for name in _OF_A_HEAD}
-    alone = TrainSpec(method="head", epochs=EPOCHS, **own)
+    alone = TrainSpec(method="head", epochs=HEAD_EPOCHS, **own)
     key = checkpoint_key(alone, [*learnt, *tuning_packs], backbone, head)
     count = len(decoder.layers)
 
@@ -127,5 +125,8 @@ def beside_frozen(tuning: Mapping[str, Mapping[str, Any]]) -> str | None:
     )
     writes = "loss" in trained  # a head alone writes no better than the backbone
     if added < WORTH and not writes:
-        said += ": little; measure both on rows held out, `method: head` needs no adapter"
+        said += (
+            ": little; measure both on rows held out: `method: head` needs no adapter "
+            f"(with `epochs: {HEAD_EPOCHS:g}`)"
+        )
     return said

@@ -1,4 +1,4 @@
-"""What a training took: seconds over all of its starts, and memory of this one alone."""
+"""What a training took over all of its starts: seconds, and the most memory."""
 
 from __future__ import annotations
 
@@ -68,9 +68,11 @@ class Spent:
         self._file, self.meter = file, meter
         self._earlier = 0.0
         self._found: float | None = None
+        self._most = 0
         with suppress(OSError, ValueError, KeyError, TypeError):
             known = json.loads(file.read_text(encoding="utf-8"))
             self._earlier, self._found = float(known["seconds"]), known["found"]
+            self._most = int(known["peak_memory"])
         self._ended = threading.Event()
         self._noting = threading.Thread(target=self._note_at_times, name="spent", daemon=True)
 
@@ -88,6 +90,11 @@ class Spent:
     def seconds(self) -> float:
         return self._earlier + self.meter.seconds
 
+    @property
+    def peak_memory(self) -> int:
+        """The most bytes of memory that one of the starts held."""
+        return max(self._most, self.meter.peak_memory)
+
     def found(self, share: float) -> float:
         """The share of the lower layers' states that was there when the training first came to
         them: another one had computed it. `share` is the one that is there now."""
@@ -104,7 +111,8 @@ class Spent:
 
     def _note(self) -> None:
         fresh = self._file.with_suffix(".fresh")
-        said = json.dumps({"seconds": self.seconds, "found": self._found})
+        taken = {"seconds": self.seconds, "found": self._found, "peak_memory": self.peak_memory}
+        said = json.dumps(taken)
         with suppress(OSError):  # a full disk ends a training elsewhere, and with a word
             fresh.write_text(said, encoding="utf-8")
             fresh.replace(self._file)

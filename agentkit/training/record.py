@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ def facts_of(
     import torch
     import transformers
 
+    from agentkit import __version__
+
     return {
         # A local folder's own name: where it lay on the machine that trained says nothing.
         "backbone": {
@@ -42,9 +46,12 @@ def facts_of(
         "packs": len(packs),
         "tokens_per_epoch": sum(len(p.ids) for p in packs),
         "versions": {
+            "agentkit": __version__,
+            "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "peft": peft.__version__,
+            **({"bitsandbytes": version("bitsandbytes")} if spec.quantization == "nf4" else {}),
         },
     }
 

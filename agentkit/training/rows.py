@@ -120,9 +120,7 @@ def calibration_rows(
     """
     if not spec.calibration:
         return [], []
-    once = {"repeat": 1, "negations": None}  # what is served is asked as people ask it
-    plain = tuple(source.model_copy(update=once) for source in spec.calibration)
-    spec = spec.model_copy(update={"data": plain})
+    spec = spec.model_copy(update={"data": spec.calibration})
     split = load_rows(spec, skill=skill, data_dir=data_dir, document=document, said=said)
     return [*split.train, *split.tuning], list(split.sources)
 
@@ -172,7 +170,7 @@ def _read(
             raise InputError("a source needs `path` or `dataset`", where="train.yaml")
         path = skill / source.path
         return rows_from_jsonl(path, document), _digest([path])
-    folder = Path(source.path) if source.path else data_dir
+    folder = skill / source.path if source.path else data_dir
     options = {
         key: str(skill / value) if key in _FILES else value for key, value in source.options.items()
     }

@@ -34,6 +34,8 @@ RATES: dict[Method, float] = {
     "prefix": 5e-3,
     "head": 1e-3,
 }
+HEAD_EPOCHS = 20.0
+"""Epochs for a head alone: it learns from states that are kept, and its passes are short."""
 SIZED_BY: dict[Method, tuple[str, ...]] = {
     "lora": ("rank",),
     "dora": ("rank",),
@@ -100,7 +102,8 @@ class DataSpec(_Frozen):
     """One source of rows: a JSONL file of rows, or a public data set and how its records map."""
 
     path: str | None = None
-    """A JSONL file of `{"input", "expected"}` rows, or the folder or file of the data set."""
+    """A JSONL file of `{"input", "expected"}` rows, or the folder that holds the data set (from
+    the skill's)."""
     dataset: str | None = None
     """A public data set's id; see `agentkit.training.datasets`."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -231,6 +234,16 @@ class TrainSpec(_Frozen):
             )
         if self.size and "prefix" in methods:
             raise ValueError("a prefix has no rank to be found: leave size out, set virtual_tokens")
+        if self.layer_count and (self.layers.strip() != "auto" or self.importance == "validation"):
+            raise ValueError(
+                "layer_count is of `layers: auto` by gradient or attention alone: a search by "
+                "validation finds how many, and layers that are named are as many as they are"
+            )
+        if any(source.repeat > 1 or source.negations for source in self.calibration):
+            raise ValueError(
+                "calibration rows are asked once and as they stand, as people ask: leave repeat "
+                "and negations out there"
+            )
         if self.dropout and not methods & DROPPING:
             raise ValueError(
                 f"dropout acts on {', '.join(sorted(DROPPING))} alone, not on {self.method}: leave "

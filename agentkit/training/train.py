@@ -283,7 +283,7 @@ def _train(
         "device": device.type,
         "layers": choice.to_json(),
         **found,
-        "peak_memory_bytes": spent.meter.peak_memory,
+        "peak_memory_bytes": spent.peak_memory,
         **gpu_memory(device),
         "tuning": figures,
         "loss": history,

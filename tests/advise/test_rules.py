@@ -13,13 +13,14 @@ from rich.console import Console
 
 from agentkit.adapters.heads import ChoiceHead
 from agentkit.advise.memory import Way, least
-from agentkit.advise.rules import RULES, Advice, advise
+from agentkit.advise.rule import Advice
+from agentkit.advise.rules import RULES, advise
 from agentkit.advise.situation import Answer, Deployment, Situation, Updates
 from agentkit.advise.train_yaml import train_settings
 from agentkit.errors import InputError
 from agentkit.skill.manifest import ChoiceAnswer
 from agentkit.training.settle import settle
-from agentkit.training.spec import Method, TrainSpec
+from agentkit.training.spec import HEAD_EPOCHS, RATES, Method, TrainSpec
 
 UNFITTED = st.builds(
     Situation,
@@ -136,14 +137,18 @@ def test_every_rule_decides_in_some_situation() -> None:
         ({}, "layers", "auto"),
         ({"memory": 2}, "layers", "upper 1/3"),
         ({"rows": 100}, "rank", 4),
+        ({"rows": 100}, "alpha", 8),
+        ({}, "learning_rate", RATES["lora"]),
+        ({"tasks": 5000}, "learning_rate", RATES["prefix"]),
         ({"rows": 500}, "epochs", 4),
+        ({"rows": 500, "memory": 1.41}, "epochs", HEAD_EPOCHS),
         ({"rows": 500, "document_tokens": 60}, "pack_tokens", 512),
         ({"rows": 500, "document_tokens": 600}, "pack_tokens", 2048),
         ({"rows": 9000, "document_tokens": 60}, "pack_tokens", 2048),
         ({"tasks": 5000}, "virtual_tokens", 16),
         ({"tasks": 5000, "rows": 500}, "virtual_tokens", 8),
         ({"tasks": 200}, "reduction_factor", 16),
-        ({"tasks": 200, "rows": 500}, "reduction_factor", 32),
+        ({"tasks": 200, "rows": 500}, "reduction_factor", 16),
         ({"gpu": True, "rows": 30_000}, "reduction_factor", 8),
         ({"gpu": True, "rows": 30_000}, "rank", 32),
         ({"gpu": True}, "search", {"minutes": 60}),

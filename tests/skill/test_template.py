@@ -14,6 +14,7 @@ from agentkit.evaluation.evaluate import scorer_for, text_reader
 from agentkit.evaluation.scoring import Prediction, scorable
 from agentkit.output import check_input
 from agentkit.skill.folder import load_skill
+from agentkit.skill.manifest import ChoiceAnswer
 from agentkit.skill.manifest_files import read_manifest
 from agentkit.skill.template import EXAMPLE_ROWS, Kind, new_skill, next_steps
 from agentkit.testing import TinyBackbone, tiny_adapter, tiny_choice_head, tiny_label_head
@@ -79,6 +80,22 @@ def test_its_training_reads_the_rows_that_are_to_be_filled_in(kind: Kind, tmp_pa
     steps = next_steps(tmp_path / "lift-log", kind)
     assert any("rows.jsonl" in step for step in steps)
     assert f"agentkit train {tmp_path / 'lift-log'}" in steps
+
+
+def test_a_choice_may_do_without_a_head_as_its_comment_says(tmp_path: Path) -> None:
+    new_skill(tmp_path / "lift-log", "choice")
+    path = tmp_path / "lift-log" / "skill.yaml"
+    lines = path.read_text("utf-8").splitlines()
+    at = next(n for n, line in enumerate(lines) if line.startswith("  # scoring: likelihood"))
+    assert lines[at - 2].startswith("  evidence_field:")
+    assert lines[at - 1].startswith("  no_evidence:")
+    lines[at - 2 : at + 1] = ["  scoring: likelihood"]
+    lines.remove("    evidence: {type: array}")
+    text = "\n".join(lines).replace("[answer, evidence, score]", "[answer, score]")
+    path.write_text(text, encoding="utf-8")
+    manifest, _ = read_manifest(tmp_path / "lift-log")
+    assert isinstance(manifest.answer, ChoiceAnswer)
+    assert manifest.answer.scoring == "likelihood"
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 from safetensors.torch import load_file
 
-from agentkit.training.frozen import EPOCHS, beside_frozen
+from agentkit.training.frozen import beside_frozen
+from agentkit.training.spec import HEAD_EPOCHS
 from agentkit.training.train import train_skill
 
 DATA = [{"path": "rows.jsonl", "tuning": 0.3}]
@@ -41,7 +42,7 @@ def test_it_is_what_a_training_of_the_head_alone_reaches(
     kind: str, make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
     toy = make_toy(kind, tmp_path / "both", steps=10, data=DATA, frozen_baseline=True)
-    alone = make_toy(kind, tmp_path / "alone", data=DATA, method="head", epochs=EPOCHS)
+    alone = make_toy(kind, tmp_path / "alone", data=DATA, method="head", epochs=HEAD_EPOCHS)
     metrics, said = train(toy)
     tuning = metrics["tuning"]
     assert list(tuning) == ["untrained", "frozen", "trained"]

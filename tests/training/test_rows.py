@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentkit.errors import InputError
-from agentkit.training.rows import Row, _split, calibration_rows, load_rows, rows_from_jsonl
-from agentkit.training.spec import DataSpec, NegationSpec, TrainSpec
+from agentkit.training.rows import Row, _split, load_rows, rows_from_jsonl
+from agentkit.training.spec import DataSpec, TrainSpec
 
 LONG = "This is a document of its own. " * 20
 
@@ -271,14 +271,6 @@ def test_a_question_has_no_negation(tmp_path: Path) -> None:
     assert [row.input["rule"] for row in split.train[2:]] == ["It is not true that it rings."]
 
 
-def test_what_is_calibrated_on_is_asked_as_it_is(tmp_path: Path) -> None:
-    rules(tmp_path)
-    source = DataSpec(path="rows.jsonl", tuning=0.2, negations=NegationSpec(**NEGATED))
-    spec = TrainSpec(data=(source,), calibration=(source,))
-    rows, _ = calibration_rows(spec, skill=tmp_path, data_dir=tmp_path)
-    assert len(rows) == 40
-
-
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -340,6 +332,14 @@ def test_records_are_mapped_by_expressions(summaries: Path) -> None:
     assert row.input == {"text": "It is governed by law.", "parts": {"n": 22}, "one": 1}
     assert row.expected == {"said": ["There is a law.!", "b"]}
     assert split.sources[0]["license"] == "Apache-2.0"
+
+
+def test_a_data_set_may_lie_in_a_folder_named_from_the_skill(summaries: Path) -> None:
+    skill = summaries / "skills" / "bell-notes"
+    skill.mkdir(parents=True)
+    source = {"dataset": "tldrlegal", "path": "../..", "input": {"text": "original"}}
+    split = load_rows(spec(**source, tuning=0.0), skill=skill, data_dir=skill)
+    assert [row.input for row in split.train] == [{"text": "It is governed by law."}]
 
 
 @pytest.mark.parametrize(

@@ -376,13 +376,18 @@ def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     (noted,) = toy.settings.home.glob("training/toy-skill/spent-*.json")
     spent = json.loads(noted.read_text())
     assert 0 < spent["seconds"] < 300
-    noted.write_text(json.dumps(spent | {"seconds": 1000.0}))  # as if it had taken long
+    assert spent["peak_memory"] > 10**8
+    much = {"seconds": 1000.0, "peak_memory": 10**12}
+    noted.write_text(json.dumps(spent | much))  # as if it had taken long, and much
     cut_short = checkpoint.with_name("checkpoint-999")  # as a kill amid writing leaves it
     shutil.copytree(checkpoint, cut_short)
     state = cut_short / "trainer_state.json"
     state.write_text(state.read_text()[:40])
 
     _, said = train(toy)
+    left = [float(line.split()[-3]) for line in said.splitlines() if line.endswith(" min left")]
+    assert left[-1] == 0
+    assert all(minutes >= 0 for minutes in left)
     steps = [line.split("/")[0] for line in said.splitlines() if line.startswith("step ")]
     assert steps[0] == "step 30"
     assert "goes on from step 25 of an earlier start" in said
@@ -393,6 +398,7 @@ def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
             torch.testing.assert_close(ours[name], tensor, atol=1e-5, rtol=1e-4)
     resumed = json.loads((toy.folder / "metrics.json").read_text())
     assert resumed["seconds"] > 1000
+    assert resumed["peak_memory_bytes"] == 10**12
     assert resumed["lower_states_found"] == 0  # this training's own, of its first start
     assert not noted.exists()
     assert [h["step"] for h in resumed["loss"]] == [h["step"] for h in trained.metrics["loss"]]
@@ -442,6 +448,7 @@ def test_training_ends_when_its_minutes_are_over(
     trained, said = train(toy)
     assert (toy.folder / "adapter_model.safetensors").exists()
     assert "ended by max_minutes at step " in said
+    assert "  0.0 min left" in said
     assert max((h["step"] for h in trained.metrics["loss"]), default=0) < 5000
 
 
@@ -783,7 +790,8 @@ def test_an_adapter_to_start_from_leaves_no_size_to_be_found(
 def test_auto_layers_are_chosen_scored_drawn_and_can_be_reused(
     make_toy: Callable[..., Any], tmp_path: Path, importance: str, kind: str
 ) -> None:
-    toy = make_toy(kind, tmp_path, steps=10, layers="auto", importance=importance, layer_count=2)
+    count = {} if importance == "validation" else {"layer_count": 2}
+    toy = make_toy(kind, tmp_path, steps=10, layers="auto", importance=importance, **count)
     trained, _ = train(toy)
     layers = trained.metrics["layers"]
     assert layers["method"] == importance

@@ -70,6 +70,24 @@ def test_the_rate_is_the_methods_own_unless_given() -> None:
 
 
 @pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("layers: auto\nlayer_count: 4\n", "layer_count is of `layers: auto` by gradient"),
+        ("importance: gradient\nlayer_count: 4\n", "layer_count is of `layers: auto`"),
+        ("calibration: [{path: x.jsonl, repeat: 2}]\n", "calibration rows are asked once"),
+        (
+            "calibration: [{path: x.jsonl, negations: "
+            "{field: rule, expected: verdict, opposites: [met, broken]}}]\n",
+            "calibration rows are asked once",
+        ),
+    ],
+)
+def test_what_would_not_count_is_refused(tmp_path: Path, more: str, said: str) -> None:
+    with pytest.raises(SkillError, match=said):
+        load_train_spec(write(tmp_path, SMALLEST + more))
+
+
+@pytest.mark.parametrize(
     ("written", "text"),
     [("5", "5"), ("[20, 21]", "20, 21"), ("[3, 20-29]", "3, 20-29"), ("upper 1/3", "upper 1/3")],
 )
