@@ -44,12 +44,16 @@ def load_frozen(folder: Path, spec: TrainSpec, device: torch.device = _CPU) -> A
     """
     # Read when oneDNN computes for the first time; where something has before, this does nothing.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_PRIMITIVES))
-    options: dict[str, Any] = {}
-    if spec.quantization == "nf4":
+    dtype: Any = getattr(torch, spec.dtype)
+    options: dict[str, Any] = {"dtype": dtype}
+    if spec.quantization == "int8":
+        options["dtype"] = (
+            "auto"  # as the file has them: copies of all would outweigh what is saved
+        )
+    elif spec.quantization == "nf4":
         options |= {"quantization_config": _nf4(spec), "device_map": {"": device}}
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=getattr(torch, spec.dtype),
         trust_remote_code=False,
         use_safetensors=True,
         local_files_only=True,
@@ -62,6 +66,7 @@ def load_frozen(folder: Path, spec: TrainSpec, device: torch.device = _CPU) -> A
         _keep_trainable(decoder)
     elif spec.quantization == "int8":
         quantize_layers(decoder)
+        _convert(model, dtype)
     return model if spec.quantization == "nf4" else model.to(device)
 
 
@@ -96,6 +101,13 @@ def _nf4(spec: TrainSpec) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, spec.dtype),
     )
+
+
+def _convert(model: Any, dtype: torch.dtype) -> None:
+    """Give what is not quantised its type, in memory of its own: the file is let go."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype, copy=True)
 
 
 def _keep_trainable(decoder: Any) -> None:

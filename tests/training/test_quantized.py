@@ -90,6 +90,26 @@ def test_a_layer_gives_what_its_rounded_weights_give(dtype: torch.dtype, bias: b
     assert not small.weight.requires_grad
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_what_is_not_rounded_has_the_type_of_the_training_whatever_the_file_has(
+    tiny_backbone: TinyBackbone, tmp_path: Path, stored: torch.dtype, dtype: str
+) -> None:
+    whole: Any = AutoModelForCausalLM.from_pretrained(tiny_backbone.path, dtype=stored)
+    whole.save_pretrained(tmp_path)
+    spec = TrainSpec(data=({"path": "x"},), quantization="int8", dtype=dtype)
+    model = load_frozen(tmp_path, spec)
+    rounded = [m for m in model.model.layers.modules() if isinstance(m, Int8Linear)]
+    assert rounded
+    assert all(one.scale.dtype is torch.float32 for one in rounded)
+    kept = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    assert kept == {getattr(torch, dtype)}
+    wanted = whole.model.embed_tokens.weight.to(getattr(torch, dtype))
+    assert torch.equal(model.model.embed_tokens.weight, wanted)
+    tied = whole.lm_head.weight is whole.model.embed_tokens.weight
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+
+
 def test_a_row_of_zeros_stays_one() -> None:
     linear = nn.Linear(4, 2, bias=False)
     nn.init.zeros_(linear.weight)
