@@ -2,7 +2,7 @@
 
 - compliance-review: ContractNLI's dev split, whole documents through the product's own context;
   beside it each hypothesis's most frequent label in the training split. Some of the documents are
-  asked the same hypotheses negated, too: do a rule's words count, or its matter alone?
+  also asked the hypotheses in words that no training has (`new_words.jsonl`), stated and negated.
 - contract-parsing: the CUAD contracts of the filers that its train.yaml leaves out; beside it the
   labels of the training sentences that are nearest by TF-IDF.
 - reporting: the ToS;DR services and clauses of CUAD contracts that its train.yaml leaves out, and
@@ -23,7 +23,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -39,16 +39,18 @@ from agentkit.evaluation.serving import BareEngine
 from agentkit.kit import Kit
 from agentkit.skill.folder import load_skill
 from agentkit.skill.manifest import GenerateAnswer
-from agentkit.skill.negation import negated
+from agentkit.training.jsonl import read_jsonl
 from agentkit.training.rows import Row, Split, load_rows
 from agentkit.training.spec import DataSpec, TrainSpec, load_train_spec
 
 ADDS = 0.03
 """What an adapter must add to the frozen backbone, and reporting to its neighbours."""
 
-NEGATIONS = "ContractNLI dev negated"
-NEGATED = 20
-"""Documents of which the negations are asked."""
+NEW_WORDS = Path(__file__).with_name("new_words.jsonl")
+IN_NEW_WORDS = {False: "ContractNLI dev in new words", True: "ContractNLI dev in new words negated"}
+"""What hypotheses are called that are stated, and negated, in words that no training has."""
+ASKED_ANEW = 20
+"""Documents that are asked so."""
 OPPOSITE = {"entailed": "contradicted", "contradicted": "entailed"}
 
 Measured = tuple[str, Sequence[Row], Sequence[Row]]
@@ -130,16 +132,32 @@ def compliance_review(options: argparse.Namespace) -> Iterable[Measured]:
         for split in ("dev", "train_evidence")
     }
     yield "ContractNLI dev", parts["dev"], parts["train_evidence"]
-    some = some_documents(parts["dev"], NEGATED)
-    yield NEGATIONS, list(turned(some)), list(turned(parts["train_evidence"]))
+    some = some_documents(parts["dev"], ASKED_ANEW)
+    known_as = json.loads(
+        (options.data_dir / "contract_nli" / "hypotheses.json").read_text("utf-8")
+    )
+    for negated, set_ in IN_NEW_WORDS.items():
+        words = {
+            known_as[one["hypothesis"]]["hypothesis"]: one["text"]
+            for one in read_jsonl(NEW_WORDS)
+            if one["negated"] is negated
+        }
+        anew, learnt = (reworded(rows, words, negated) for rows in (some, parts["train_evidence"]))
+        yield set_, anew, learnt
 
 
-def turned(rows: Iterable[Row]) -> Iterable[Row]:
-    """The same documents asked the negations of the rows' rules."""
-    for row in rows:
-        verdict = row.expected["verdict"]
-        said = {**row.expected, "verdict": OPPOSITE.get(verdict, verdict)}
-        yield replace(row, input={**row.input, "rule": negated(row.input["rule"])}, expected=said)
+def reworded(rows: Iterable[Row], words: Mapping[str, str], negated: bool) -> list[Row]:
+    """The same documents asked the rows' rules in other words, and what is right of these."""
+    turned = OPPOSITE if negated else {}
+    return [
+        replace(
+            row,
+            input={**row.input, "rule": words[row.input["rule"]]},
+            expected={**row.expected, "verdict": turned.get(verdict, verdict)},
+        )
+        for row in rows
+        for verdict in [row.expected["verdict"]]
+    ]
 
 
 def held_out(skill: str, options: argparse.Namespace) -> Split:
@@ -237,15 +255,11 @@ MARGINS = {
     },
 }
 """By how much the adapter must exceed another; the interval of the difference excludes zero."""
-NO_MARGIN = (
-    NEGATIONS,
-    "contract clauses held out",
-    "contract sentences held out",
-    "rules held out",
-)
-"""No margin is asked of negations, which stand beside what they negate. Statements about clauses
-follow patterns, which a neighbour knows, and their topic is given; those of sentences and of rules
-copy."""
+BY_PATTERN = ("contract clauses held out", "contract sentences held out", "rules held out")
+"""No margin is asked of these: statements about clauses follow patterns, which a neighbour knows,
+and their topic is given; those of sentences and of rules copy."""
+ANEW = tuple(IN_NEW_WORDS.values())
+"""Nor of these, and no floor: they stand beside the hypotheses' own words."""
 RULES_EACH = 5
 """Of the held-out rules every so many are read: each says whether a rule is repeated whole."""
 MOST_ECE = 0.05
@@ -266,12 +280,12 @@ def figures(where: str, found: Evaluation) -> list[Metric]:
                 continue
             called = f"{where}, {subject}, {name}"
             judged = subject == "adapter"
-            floor = FLOORS.get((skill, name)) if judged and set_ != NEGATIONS else None
+            floor = FLOORS.get((skill, name)) if judged and set_ not in ANEW else None
             if (skill, name) == ("contract-parsing", "precision_at_80_recall") and judged:
                 metrics.append(Metric(called, figure.value, "", "> 0", figure.value > 0))
             elif floor is not None:
                 metrics.append(at_least(called, figure.value, floor))
-            elif judged and name == "ece" and set_ not in NO_MARGIN:
+            elif judged and name == "ece" and set_ not in BY_PATTERN:
                 metrics.append(at_most(called, figure.value, MOST_ECE))
             else:
                 metrics.append(Metric(called, figure.value))
@@ -284,7 +298,7 @@ def figures(where: str, found: Evaluation) -> list[Metric]:
             sure = figure.low is None or figure.low > 0
             metrics.append(
                 Metric(called, figure.value)
-                if margin is None or set_ in NO_MARGIN
+                if margin is None or set_ in (*BY_PATTERN, *ANEW)
                 else Metric(
                     called,
                     figure.value,

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from agentkit.settings import Settings
 from agentkit.testing import TinyBackbone
+from agentkit.training.train import Trained, train_skill
 
 COLOURS = ("red", "blue")
 THINGS = ("gate", "wall", "roof", "door", "shed", "barn")
@@ -180,6 +183,18 @@ class Toy:
     folder: Path
     settings: Settings
     rows: list[dict[str, Any]]
+
+    def train(self, **options: Any) -> tuple[Trained, str]:
+        """The training's results and what it printed."""
+        said = StringIO()
+        trained = train_skill(
+            self.folder,
+            settings=self.settings,
+            data_dir=self.folder,
+            console=Console(file=said, width=200),
+            **options,
+        )
+        return trained, said.getvalue()
 
 
 @pytest.fixture(scope="session")

@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from safetensors.torch import load_file
 
 from agentkit.training.frozen import beside_frozen
 from agentkit.training.spec import HEAD_EPOCHS
-from agentkit.training.train import train_skill
 
 DATA = [{"path": "rows.jsonl", "tuning": 0.3}]
-
-
-def train(toy: Any, **options: Any) -> tuple[dict[str, Any], str]:
-    """The training's metrics and what it printed."""
-    said = StringIO()
-    trained = train_skill(
-        toy.folder,
-        settings=toy.settings,
-        data_dir=toy.folder,
-        console=Console(file=said, width=200),
-        **options,
-    )
-    return trained.metrics, said.getvalue()
 
 
 def change(toy: Any, **settings: Any) -> None:
@@ -43,10 +27,11 @@ def test_it_is_what_a_training_of_the_head_alone_reaches(
 ) -> None:
     toy = make_toy(kind, tmp_path / "both", steps=10, data=DATA, frozen_baseline=True)
     alone = make_toy(kind, tmp_path / "alone", data=DATA, method="head", epochs=HEAD_EPOCHS)
-    metrics, said = train(toy)
+    trained, said = toy.train()
+    metrics = trained.metrics
     tuning = metrics["tuning"]
     assert list(tuning) == ["untrained", "frozen", "trained"]
-    assert tuning["frozen"] == train(alone)[0]["tuning"]["trained"]
+    assert tuning["frozen"] == alone.train()[0].metrics["tuning"]["trained"]
     if kind != "chosen":  # of whose few tuning rows chance may get all right
         assert tuning["frozen"] != tuning["untrained"]
     assert "over the frozen backbone with such a head" in said
@@ -82,7 +67,7 @@ def test_the_adapter_is_the_same_with_and_without_it(
             frozen_baseline=baseline,
             **changes,
         )
-        train(toy)
+        toy.train()
         files.append(toy.folder)
     for name in ("adapter_model.safetensors", "head.safetensors"):
         without, beside = (load_file(folder / name) for folder in files)
@@ -92,11 +77,11 @@ def test_the_adapter_is_the_same_with_and_without_it(
 
 def test_it_is_trained_once(make_toy: Callable[..., Any], tmp_path: Path) -> None:
     toy = make_toy("choice", tmp_path, steps=4, data=DATA, frozen_baseline=True)
-    first, said = train(toy)
-    again, unsaid = train(toy)
+    first, said = toy.train()
+    again, unsaid = toy.train()
     assert "the same head on the frozen backbone, to compare with" in said
     assert "the same head on the frozen backbone, to compare with" not in unsaid
-    assert again["tuning"]["frozen"] == first["tuning"]["frozen"]
+    assert again.metrics["tuning"]["frozen"] == first.metrics["tuning"]["frozen"]
     assert not (toy.settings.home / "training" / "toy-skill" / "checkpoints").exists()
 
 
@@ -104,12 +89,12 @@ def test_another_adapter_is_compared_with_the_same_head(
     make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
     toy = make_toy("choice", tmp_path, steps=4, data=DATA, frozen_baseline=True)
-    first, _ = train(toy)
+    first, _ = toy.train()
     change(toy, rank=2, alpha=4, layers="3")
-    again, said = train(toy)
+    again, said = toy.train()
     assert "to compare with" not in said
-    assert again["tuning"]["frozen"] == first["tuning"]["frozen"]
-    assert again["frozen_seconds"] == first["frozen_seconds"] > 0
+    assert again.metrics["tuning"]["frozen"] == first.metrics["tuning"]["frozen"]
+    assert again.metrics["frozen_seconds"] == first.metrics["frozen_seconds"] > 0
 
 
 @pytest.mark.parametrize("share", [0.4, 1.5])
@@ -117,7 +102,7 @@ def test_without_room_for_the_states_it_is_left_out_and_the_training_goes_on(
     share: float, make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
     free = make_toy("choice", tmp_path / "free", steps=4, data=DATA)
-    train(free)
+    free.train()
     states = tmp_path / "free" / "home" / "training" / "toy-skill" / "lower-states.bin"
     size = states.stat().st_size
     tight = make_toy(
@@ -128,7 +113,8 @@ def test_without_room_for_the_states_it_is_left_out_and_the_training_goes_on(
         frozen_baseline=True,
         cache_gigabytes=share * size / 1e9,
     )
-    metrics, said = train(tight)
+    trained, said = tight.train()
+    metrics = trained.metrics
     assert "frozen_baseline left out" in said
     assert list(metrics["tuning"]) == ["untrained", "trained"]
     assert "frozen_seconds" not in metrics
@@ -138,24 +124,24 @@ def test_without_room_for_the_states_it_is_left_out_and_the_training_goes_on(
     assert share < 1 or kept.stat().st_size == size
     # Not for good: with room it is trained.
     change(tight, cache_gigabytes=1.0)
-    assert "frozen" in train(tight)[0]["tuning"]
+    assert "frozen" in tight.train()[0].metrics["tuning"]
 
 
 def test_states_that_another_training_left_make_room(
     make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
     toy = make_toy("choice", tmp_path, steps=4, data=DATA)
-    train(toy)
+    toy.train()
     states = tmp_path / "home" / "training" / "toy-skill" / "lower-states.bin"
     size = states.stat().st_size
     change(toy, layers="1-3", frozen_baseline=True, cache_gigabytes=2.2 * size / 1e9)
-    assert "frozen" in train(toy)[0]["tuning"]
+    assert "frozen" in toy.train()[0].metrics["tuning"]
     assert states.stat().st_size == 2 * size
 
 
 def test_a_head_alone_is_its_own_baseline(make_toy: Callable[..., Any], tmp_path: Path) -> None:
     toy = make_toy("choice", tmp_path, steps=4, data=DATA, method="head", frozen_baseline=True)
-    assert list(train(toy)[0]["tuning"]) == ["untrained", "trained"]
+    assert list(toy.train()[0].metrics["tuning"]) == ["untrained", "trained"]
 
 
 @pytest.mark.parametrize("kind", ["generate", "likelihood", "probed"])
@@ -163,7 +149,8 @@ def test_without_a_head_to_train_it_is_left_out_with_a_word(
     kind: str, make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
     toy = make_toy(kind, tmp_path, steps=2, data=DATA, frozen_baseline=True)
-    metrics, said = train(toy)
+    trained, said = toy.train()
+    metrics = trained.metrics
     assert "frozen_baseline left out" in said
     assert list(metrics["tuning"]) == ["untrained", "trained"]
 
@@ -173,7 +160,8 @@ def test_without_rows_to_tune_on_nothing_is_compared(
 ) -> None:
     data = [{"path": "rows.jsonl", "tuning": 0}]
     toy = make_toy("choice", tmp_path, steps=2, data=data, frozen_baseline=True)
-    metrics, said = train(toy)
+    trained, said = toy.train()
+    metrics = trained.metrics
     assert "frozen_baseline left out" in said
     assert metrics["tuning"] == {"untrained": {}, "trained": {}}
 

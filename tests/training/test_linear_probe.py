@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
@@ -21,17 +20,10 @@ from agentkit.training.linear_probe import _trust, fit_probe, token_words
 from agentkit.training.model import probed_features
 from agentkit.training.packs import Pack
 from agentkit.training.rows import Row
-from agentkit.training.train import train_skill
 
 HIDDEN = 12
 CHOICES = 4
 WORDS = [f"word{number}" for number in range(8)]
-
-
-def train(toy: Any) -> dict[str, Any]:
-    return train_skill(
-        toy.folder, settings=toy.settings, data_dir=toy.folder, console=Console(quiet=True)
-    ).metrics
 
 
 class Kept:
@@ -220,7 +212,7 @@ def test_it_needs_states_that_no_adapter_changes(
 ) -> None:
     toy = make_toy("probed", tmp_path, **changes)
     with pytest.raises(SkillError, match=what):
-        train(toy)
+        toy.train()
 
 
 @pytest.mark.parametrize("kind", ["probed", "chosen"])
@@ -233,36 +225,35 @@ def test_a_head_needs_rows_that_leave_the_choice_open(
     manifest["answer"]["choice_given"] = choices[0]
     (toy.folder / "skill.yaml").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="gives the choice") as caught:
-        train(toy)
+        toy.train()
     assert str(toy.folder / "train.yaml") in str(caught.value)
 
 
 def test_rank_is_searched_for_beside_a_probe(make_toy: Callable[..., Any], tmp_path: Path) -> None:
     search = {"minutes": 0.05, "trials": 2, "rank": [2, 4]}
     toy = make_toy("probed", tmp_path / "searched", steps=4, search=search)
-    assert train(toy)["search"]["trials"]
+    assert toy.train()[0].metrics["search"]["trials"]
 
 
 def test_layers_are_measured_beside_a_probe_and_those_below_must_be_enough(
     make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
     upper = make_toy("probed", tmp_path / "a", steps=4, layers="auto", importance="attention")
-    assert train(upper)["layers"]["chosen"] == [2, 3]
+    assert upper.train()[0].metrics["layers"]["chosen"] == [2, 3]
     whole = make_toy("probed", tmp_path / "b", steps=4, layers="auto", importance="gradient")
     with pytest.raises(SkillError, match="starts at layer 0"):
-        train(whole)
+        whole.train()
 
 
 def test_an_adapter_without_a_head_can_be_started_from(
     make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
     general = make_toy("generate", tmp_path / "general", steps=60)
-    train(general)
-    losses = [
-        train(make_toy("probed", tmp_path / name, steps=10, **changes))["loss"][0]["loss"]
-        for name, changes in (("fresh", {}), ("staged", {"start_from": str(general.folder)}))
-    ]
-    assert losses[1] < losses[0]
+    general.train()
+    fresh = make_toy("probed", tmp_path / "fresh", steps=10)
+    staged = make_toy("probed", tmp_path / "staged", steps=10, start_from=str(general.folder))
+    losses = [toy.train()[0].metrics["loss"][0]["loss"] for toy in (staged, fresh)]
+    assert losses[0] < losses[1]
 
 
 def test_a_pack_without_questions_is_passed_over() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -20,7 +19,6 @@ from agentkit.training.backbone import load_frozen
 from agentkit.training.methods import attach
 from agentkit.training.quantized import Int8Linear, quantize_layers
 from agentkit.training.spec import TrainSpec, load_train_spec
-from agentkit.training.train import train_skill
 
 
 def gradients(backbone: TinyBackbone, **settings: Any) -> dict[str, torch.Tensor]:
@@ -120,9 +118,7 @@ def test_a_skill_learns_on_a_quantised_backbone_and_says_so(
     make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
     toy = make_toy("likelihood", tmp_path, steps=20, quantization="int8", method="hybrid")
-    trained = train_skill(
-        toy.folder, settings=toy.settings, data_dir=toy.folder, console=Console(quiet=True)
-    )
+    trained, _ = toy.train()
     losses = [entry["loss"] for entry in trained.metrics["loss"]]
     assert losses[-1] < losses[0]
     assert trained.metrics["training"]["quantization"] == "int8"
@@ -159,9 +155,7 @@ def test_a_skill_learns_on_a_four_bit_backbone(
     make_toy: Callable[..., Any], tmp_path: Path, method: str
 ) -> None:
     toy = make_toy("likelihood", tmp_path, steps=20, quantization="nf4", method=method)
-    trained = train_skill(
-        toy.folder, settings=toy.settings, data_dir=toy.folder, console=Console(quiet=True)
-    )
+    trained, _ = toy.train()
     losses = [entry["loss"] for entry in trained.metrics["loss"]]
     assert losses[-1] < losses[0]
     assert trained.metrics["training"]["quantization"] == "nf4"

@@ -8,13 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from agentkit.errors import SkillError
 from agentkit.training import probing, search
 from agentkit.training.probing import Probe
 from agentkit.training.spec import TrainSpec, load_train_spec
-from agentkit.training.train import train_skill
 
 SMALLEST = "data: [{path: rows.jsonl}]\n"
 
@@ -26,10 +24,8 @@ def loaded(folder: Path, text: str) -> TrainSpec:
 
 
 def trained(toy: Any) -> dict[str, Any]:
-    console = Console(quiet=True)
-    return train_skill(
-        toy.folder, settings=toy.settings, data_dir=toy.folder, console=console
-    ).metrics
+    metrics: dict[str, Any] = toy.train()[0].metrics
+    return metrics
 
 
 @pytest.mark.parametrize(

@@ -57,18 +57,6 @@ HEADS = ("choice", "marks", "chosen", "probed")
 WORDS = ("red", "blue")
 
 
-def train(toy: Any) -> tuple[Trained, str]:
-    """The training's results and what it printed."""
-    said = StringIO()
-    trained = train_skill(
-        toy.folder,
-        settings=toy.settings,
-        data_dir=toy.folder,
-        console=Console(file=said, width=200),
-    )
-    return trained, said.getvalue()
-
-
 @dataclass(frozen=True)
 class Done:
     toy: Any
@@ -83,7 +71,7 @@ def done(request, make_toy: Callable[..., Any], tmp_path_factory) -> Done:
         70 if request.param in ("generate", "chosen", "probed") else 40
     )  # it learns to write JSON first
     toy = make_toy(request.param, tmp_path_factory.mktemp(request.param), steps=steps)
-    return Done(toy, *train(toy))
+    return Done(toy, *toy.train())
 
 
 @pytest.fixture(scope="module")
@@ -384,14 +372,14 @@ def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     state = cut_short / "trainer_state.json"
     state.write_text(state.read_text()[:40])
 
-    _, said = train(toy)
+    _, said = toy.train()
     left = [float(line.split()[-3]) for line in said.splitlines() if line.endswith(" min left")]
     assert left[-1] == 0
     assert all(minutes >= 0 for minutes in left)
     steps = [line.split("/")[0] for line in said.splitlines() if line.startswith("step ")]
     assert steps[0] == "step 30"
     assert "goes on from step 25 of an earlier start" in said
-    trained, _ = train(whole)
+    trained, _ = whole.train()
     for file in ["adapter_model.safetensors"] + ["head.safetensors"] * (kind == "choice"):
         ours, theirs = (load_file(folder / file) for folder in (toy.folder, whole.folder))
         for name, tensor in theirs.items():
@@ -411,7 +399,7 @@ def test_another_train_yaml_starts_afresh(make_toy: Callable[..., Any], tmp_path
     stale = work / ("0" * 16) / "checkpoint-25"
     stale.mkdir(parents=True)
     (stale / "trainer_state.json").write_text('{"global_step": 25}')
-    _, said = train(toy)
+    _, said = toy.train()
     assert "step 10/10" in said
     assert list(work.iterdir()) == [stale.parent]  # another training's may go on from there
 
@@ -445,7 +433,7 @@ def test_training_ends_when_its_minutes_are_over(
     make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
     toy = make_toy("likelihood", tmp_path, steps=5000, max_minutes=0.001)
-    trained, said = train(toy)
+    trained, said = toy.train()
     assert (toy.folder / "adapter_model.safetensors").exists()
     assert "ended by max_minutes at step " in said
     assert "  0.0 min left" in said
@@ -468,7 +456,7 @@ def test_what_a_training_learnt_is_kept_when_it_is_killed_after_its_minutes(
             train_skill(toy.folder, settings=toy.settings, data_dir=toy.folder, console=console)
     kept = max(int(path.name.split("-")[1]) for path in tmp_path.rglob("checkpoint-*"))
     assert f"ended by max_minutes at step {kept} of" in told.getvalue()
-    trained, said = train(toy)
+    trained, said = toy.train()
     assert f"goes on from step {kept} of an earlier start" in said
     assert trained.metrics["loss"][-1]["step"] <= kept + 1
 
@@ -501,7 +489,7 @@ def test_a_head_alone_is_trained_on_the_frozen_backbone_and_served_without_an_ad
     toy = make_toy(kind, tmp_path, method="head", steps=60)
     (toy.folder / "adapter_config.json").write_text("{}")  # of an earlier training
     (toy.folder / "adapter_model.safetensors").write_text("")
-    trained, _ = train(toy)
+    trained, _ = toy.train()
     assert {"adapter_config.json", "adapter_model.safetensors"}.isdisjoint(
         path.name for path in toy.folder.iterdir()
     )
@@ -569,7 +557,7 @@ def test_inputs_that_all_give_the_choice_teach_a_head_nothing(
         document = {"document": f"Shed {at % 4}."}
         rows.append(row | {"input": row["input"] | document | given})
     (toy.folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    trained, _ = train(toy)
+    trained, _ = toy.train()
     assert trained.metrics["packs"] >= (2 if settings.get("method") else 4)
     assert all(entry["loss"] > 0 for entry in trained.metrics["loss"])
 
@@ -578,7 +566,7 @@ def test_an_epoch_is_a_pass_over_all_packs_whatever_a_step_takes(
     make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
     toy = make_toy("marks", tmp_path, epochs=3.0, packs_per_step=12)
-    trained, _ = train(toy)
+    trained, _ = toy.train()
     packs = trained.metrics["packs"]
     assert 12 < packs <= 16
     assert [entry["step"] for entry in trained.metrics["loss"]] == [1, 2, 3, 4, 5, 6]
@@ -589,7 +577,7 @@ def test_a_head_that_lost_its_adapter_is_not_served(
     make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
     toy = make_toy("choice", tmp_path, steps=4)
-    train(toy)
+    toy.train()
     (toy.folder / "adapter_config.json").unlink()
     (toy.folder / "adapter_model.safetensors").unlink()
     skill = load_skill(toy.folder)
@@ -625,7 +613,7 @@ def test_a_head_is_served_only_for_the_answers_it_was_trained_to_give(
     make_toy: Callable[..., Any], tmp_path: Path, kind: str, names: list[str], message: str
 ) -> None:
     toy = make_toy(kind, tmp_path, steps=2)
-    train(toy)
+    toy.train()
     check_adapter(load_skill(toy.folder))
     trained = json.loads((toy.folder / "skill.yaml").read_text())
     (toy.folder / "skill.yaml").write_text(json.dumps(_reordered(trained, names)))
@@ -640,7 +628,7 @@ def test_a_label_of_another_unit_may_stand_anywhere(
     make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
     toy = make_toy("marks", tmp_path, steps=2)
-    train(toy)
+    toy.train()
     manifest = json.loads((toy.folder / "skill.yaml").read_text())
     labels = manifest["answer"]["labels"]
     manifest["answer"]["labels"] = [labels[2], labels[0], labels[1]]  # a token's, two sentences'
@@ -654,7 +642,7 @@ def test_a_head_alone_has_nothing_to_search_for(
 ) -> None:
     toy = make_toy("choice", tmp_path, method="head", **changes)
     with pytest.raises(SkillError, match="neither layers nor a size"):
-        train(toy)
+        toy.train()
 
 
 # ---------------------------------------------------------------- what cannot be trained
@@ -685,7 +673,7 @@ def test_what_cannot_be_trained_says_why(
     toy = make_toy("likelihood", tmp_path)
     rewrite(toy, **changes)
     with pytest.raises(error, match=message) as raised:
-        train(toy)
+        toy.train()
     assert raised.value.exit_code == 2
     assert not (toy.folder / "adapter_model.safetensors").exists()
 
@@ -702,7 +690,7 @@ def test_what_every_method_learns_is_served(
 ) -> None:
     more = {"layers": "all", "learning_rate": 0.1} if method == "prefix" else {}
     toy = make_toy("likelihood", tmp_path, method=method, reduction_factor=4, **more)
-    trained, _ = train(toy)
+    trained, _ = toy.train()
     losses = [entry["loss"] for entry in trained.metrics["loss"]]
     assert losses[-1] < losses[0]
     assert trained.metrics["training"]["method"] == method
@@ -724,7 +712,7 @@ def test_an_activated_adapter_cannot_label_the_document(
     for number, changes in enumerate(({"method": "alora"}, searched)):
         toy = make_toy("marks", tmp_path / str(number), **changes)
         with pytest.raises(SkillError, match="acts after the document"):
-            train(toy)
+            toy.train()
 
 
 @pytest.mark.parametrize("layers", ["2-3", "auto"])
@@ -733,7 +721,7 @@ def test_a_prefix_takes_all_layers(
 ) -> None:
     toy = make_toy("likelihood", tmp_path, method="prefix", layers=layers)
     with pytest.raises(SkillError, match="conditions every layer"):
-        train(toy)
+        toy.train()
 
 
 def test_untrained_figures_are_those_of_the_bare_backbone(
@@ -745,7 +733,7 @@ def test_untrained_figures_are_those_of_the_bare_backbone(
         toy = make_toy(
             "likelihood", tmp_path / method, steps=2, method=method, layers="all", data=data
         )
-        losses.append(train(toy)[0].metrics["tuning"]["untrained"]["loss"])
+        losses.append(toy.train()[0].metrics["tuning"]["untrained"]["loss"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
@@ -753,13 +741,13 @@ def test_a_head_of_an_earlier_training_goes_with_it(
     make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
     toy = make_toy("choice", tmp_path, steps=2)
-    train(toy)
+    toy.train()
     manifest = json.loads((toy.folder / "skill.yaml").read_text())
     manifest["answer"] |= {"scoring": "likelihood", "evidence_field": None, "no_evidence": []}
     (toy.folder / "skill.yaml").write_text(json.dumps(manifest))
     (toy.folder / ".fresh").mkdir()  # as a kill leaves it
     (toy.folder / ".fresh" / "head.safetensors").write_bytes(b"of another training")
-    train(toy)
+    toy.train()
     assert not (toy.folder / "head.safetensors").exists()
     check_adapter(load_skill(toy.folder))
 
@@ -777,10 +765,10 @@ def test_an_adapter_to_start_from_leaves_no_size_to_be_found(
 ) -> None:
     pytest.importorskip("optuna")
     first = make_toy("likelihood", tmp_path / "first", steps=2)
-    train(first)
+    first.train()
     toy = make_toy("likelihood", tmp_path, start_from=str(first.folder), **changes)
     with pytest.raises(SkillError, match=f"its method and size: {named} would find another"):
-        train(toy)
+        toy.train()
 
 
 @pytest.mark.parametrize(
@@ -792,7 +780,7 @@ def test_auto_layers_are_chosen_scored_drawn_and_can_be_reused(
 ) -> None:
     count = {} if importance == "validation" else {"layer_count": 2}
     toy = make_toy(kind, tmp_path, steps=10, layers="auto", importance=importance, **count)
-    trained, _ = train(toy)
+    trained, _ = toy.train()
     layers = trained.metrics["layers"]
     assert layers["method"] == importance
     assert len(layers["scores"]) == 4
@@ -802,16 +790,16 @@ def test_auto_layers_are_chosen_scored_drawn_and_can_be_reused(
     assert (toy.folder / "layers.svg").read_text().lstrip().startswith("<?xml")
 
     other = make_toy("likelihood", tmp_path / "other", steps=4, layers_of=str(toy.folder))
-    again, _ = train(other)
+    again, _ = other.train()
     assert again.metrics["layers"]["chosen"] == layers["chosen"]
 
 
 def test_a_skill_can_start_from_a_trained_one(make_toy: Callable[..., Any], tmp_path: Path) -> None:
     general = make_toy("likelihood", tmp_path / "general", layers="1-3")
-    train(general)
+    general.train()
     fresh = make_toy("likelihood", tmp_path / "fresh", steps=10)
     staged = make_toy("likelihood", tmp_path / "staged", steps=10, start_from=str(general.folder))
-    first = [train(toy)[0].metrics["loss"][0]["loss"] for toy in (fresh, staged)]
+    first = [toy.train()[0].metrics["loss"][0]["loss"] for toy in (fresh, staged)]
     assert first[1] < first[0] / 2
     metrics = (staged.folder / "metrics.json").read_text()
     assert json.loads(metrics)["training"]["start_from"] == "toy-skill"
@@ -823,11 +811,11 @@ def test_a_head_that_is_started_from_gives_what_fits(
 ) -> None:
     data = [{"path": "rows.jsonl", "tuning": 0.3}]
     general = make_toy("choice", tmp_path / "general", steps=30, data=data)
-    train(general)
+    general.train()
     staged = make_toy(
         "choice", tmp_path / "staged", steps=2, data=data, start_from=str(general.folder)
     )
-    tuning = train(staged)[0].metrics["tuning"]
+    tuning = staged.train()[0].metrics["tuning"]
     before = json.loads((general.folder / "metrics.json").read_text())["tuning"]
     assert list(tuning) == ["untrained", "start", "trained"]
     assert tuning["start"]["f1"] == before["trained"]["f1"]
@@ -852,9 +840,9 @@ def test_an_adapter_starts_from_a_head_that_was_trained_alone(
     make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
     probe = make_toy("choice", tmp_path / "probe", method="head", steps=4)
-    train(probe)
+    probe.train()
     adapted = make_toy("choice", tmp_path / "adapted", steps=2, start_from=str(probe.folder))
-    train(adapted)
+    adapted.train()
     assert (adapted.folder / "adapter_model.safetensors").is_file()
     spec = TrainSpec(data=({"path": "x"},), dtype="float32", rank=4)
     attached = attach(load_frozen(Path(probe.settings.backbone), spec), spec, [2, 3], ())
@@ -870,12 +858,12 @@ def test_another_backbones_adapter_cannot_be_started_from(
     make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
     general = make_toy("likelihood", tmp_path / "general", steps=2)
-    train(general)
+    general.train()
     weights = general.folder / "adapter_model.safetensors"
     save_file(load_file(weights), weights, metadata={BACKBONE_KEY: "f" * 64})
     staged = make_toy("likelihood", tmp_path / "staged", steps=2, start_from=str(general.folder))
     with pytest.raises(SkillError, match="was trained on the backbone ffffffffffff, not"):
-        train(staged)
+        staged.train()
 
 
 @pytest.mark.parametrize(("can", "name"), [({}, "float32"), ({"avx512_bf16": True}, "bfloat16")])
@@ -888,7 +876,7 @@ def test_a_training_computes_in_what_the_machine_has_instructions_for(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
     toy = make_toy("likelihood", tmp_path, steps=1, dtype="auto")
-    assert train(toy)[0].metrics["training"]["dtype"] == name
+    assert toy.train()[0].metrics["training"]["dtype"] == name
     adapter = load_file(toy.folder / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in adapter.values()} == {getattr(torch, name)}
 
@@ -898,7 +886,7 @@ def test_auto_layers_are_chosen_for_other_methods_too(
     make_toy: Callable[..., Any], tmp_path: Path, method: str
 ) -> None:
     toy = make_toy("choice", tmp_path, steps=4, layers="auto", method=method, probe_packs=4)
-    layers = train(toy)[0].metrics["layers"]
+    layers = toy.train()[0].metrics["layers"]
     assert (layers["method"], len(layers["scores"])) == ("validation", 4)
     config = json.loads((toy.folder / "adapter_config.json").read_text())
     for part in [config] if method == "bottleneck" else [config["lora"], config["bottleneck"]]:
@@ -912,7 +900,7 @@ def test_a_short_training_shows_every_step_and_old_pictures_go(
     toy = make_toy("likelihood", tmp_path, steps=3)
     for name in ("layers.svg", "search.svg"):
         (toy.folder / name).write_text("<svg/>")
-    trained, _ = train(toy)
+    trained, _ = toy.train()
     assert [entry["step"] for entry in trained.metrics["loss"]] == [1, 2, 3]
     assert (toy.folder / "training.svg").exists()
     assert "`training.svg` is the loss curve" in (toy.folder / "README.md").read_text()
@@ -924,7 +912,7 @@ def test_an_adapter_of_another_size_cannot_be_started_from(
     make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
     general = make_toy("likelihood", tmp_path / "general", steps=2)
-    train(general)
+    general.train()
     for folder, changes, message in (
         (general.folder, {"rank": 8}, "an adapter of the same rank"),
         (tmp_path, {}, "cannot be read"),
@@ -933,7 +921,7 @@ def test_an_adapter_of_another_size_cannot_be_started_from(
         at = tmp_path / message.replace(" ", "-")
         toy = make_toy("likelihood", at, start_from=str(folder), **changes)
         with pytest.raises(SkillError, match=message):
-            train(toy)
+            toy.train()
         # Said before the lower layers are computed, which may take minutes.
         assert not list(toy.settings.home.rglob("lower-states.bin"))
 
@@ -950,17 +938,17 @@ def test_how_much_of_a_start_fits_is_told(
     make_toy: Callable[..., Any], tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
     general = make_toy("likelihood", tmp_path / "general", steps=2)
-    train(general)
+    general.train()
     toy = make_toy(
         "likelihood", tmp_path / "staged", steps=2, start_from=str(general.folder), **changes
     )
-    _, told = train(toy)
+    _, told = toy.train()
     assert f"starts from toy-skill with {said}" in " ".join(told.split())
 
 
 def test_a_size_is_chosen_by_what_it_gains(make_toy: Callable[..., Any], tmp_path: Path) -> None:
     toy = make_toy("likelihood", tmp_path, steps=4, size="auto")
-    trained, said = train(toy)
+    trained, said = toy.train()
     rank = trained.metrics["training"]["rank"]
     assert str(rank) in trained.metrics["sizes"]
     assert f"size: rank {rank}" in said
@@ -974,7 +962,7 @@ def test_a_search_finds_settings_within_its_space_keeps_its_picture_and_goes_on(
     pytest.importorskip("optuna")
     space = {"trials": 3, "rank": [2, 4], "layers": ["2-3", "3"], "learning_rate": [1e-3, 1e-1]}
     toy = make_toy("likelihood", tmp_path, steps=4, search=space)
-    trained, said = train(toy)
+    trained, said = toy.train()
     record = trained.metrics["search"]
     assert f"rank {record['best']['rank']}" in " ".join(said.split())
     assert len(record["trials"]) == 3
@@ -985,7 +973,7 @@ def test_a_search_finds_settings_within_its_space_keeps_its_picture_and_goes_on(
     assert settings["rank"] in (2, 4)
     assert 1e-3 <= settings["learning_rate"] <= 1e-1
     assert (toy.folder / "search.svg").exists()
-    again, _ = train(toy)  # the study is kept: nothing is tried anew
+    again, _ = toy.train()  # the study is kept: nothing is tried anew
     assert again.metrics["search"] == record
 
 
@@ -995,7 +983,7 @@ def test_a_search_may_try_a_prefix_beside_methods_of_fewer_layers(
     pytest.importorskip("optuna")
     space = {"trials": 3, "rank": [2], "method": ["prefix"], "learning_rate": [1e-4, 2e-3]}
     toy = make_toy("likelihood", tmp_path, steps=4, layers="2-3", search=space)
-    trained, _ = train(toy)
+    trained, _ = toy.train()
     settings = trained.metrics["training"]
     assert (settings["method"], settings["layers"]) == ("prefix", "all")
     assert 1e-3 <= settings["learning_rate"] <= 2e-2
@@ -1009,7 +997,7 @@ def test_saving_time_or_memory_changes_nothing_that_is_learnt(
     trained = []
     for number, changes in enumerate(({}, change)):
         toy = make_toy("choice", tmp_path / str(number), steps=20, **changes)
-        train(toy)
+        toy.train()
         files = ("adapter_model.safetensors", "head.safetensors")
         trained.append({f: load_file(toy.folder / f) for f in files})
     for file, tensors in trained[0].items():

@@ -1,6 +1,5 @@
 """What a training keeps for its next start, and whom it keeps out."""
 
-import io
 import json
 import mmap
 import shutil
@@ -13,24 +12,11 @@ from typing import Any
 
 import psutil
 import pytest
-from rich.console import Console
 
 from agentkit.errors import InputError
 from agentkit.training.meter import Meter
 from agentkit.training.several import train_each
-from agentkit.training.train import train_skill
 from agentkit.training.workplace import alone_in, remembered
-
-
-def train(toy: Any) -> tuple[dict[str, Any], str]:
-    said = io.StringIO()
-    trained = train_skill(
-        toy.folder,
-        settings=toy.settings,
-        data_dir=toy.folder,
-        console=Console(file=said, width=200),
-    )
-    return trained.metrics, said.getvalue()
 
 
 def test_two_trainings_do_not_work_in_one_place(
@@ -39,9 +25,9 @@ def test_two_trainings_do_not_work_in_one_place(
     toy = make_toy("likelihood", tmp_path, steps=4)
     work = toy.settings.home / "training" / "toy-skill"
     with alone_in(work), pytest.raises(InputError, match=r"another training.*--work") as refused:
-        train(toy)
+        toy.train()
     assert str(work) in str(refused.value)
-    train(toy)
+    toy.train()
 
 
 def test_what_was_found_is_not_looked_for_again(tmp_path: Path) -> None:
@@ -69,22 +55,22 @@ def test_layers_and_size_are_measured_once(
     make_toy: Callable[..., Any], tmp_path: Path, changes: dict[str, Any], what: str
 ) -> None:
     toy = make_toy("likelihood", tmp_path, steps=4, **changes)
-    first, said = train(toy)
+    first, said = toy.train()
     assert what in said
-    again, said = train(toy)
+    again, said = toy.train()
     assert "gradients:" not in said
     assert "short training" not in said
     for key in ("layers", "sizes", "training"):
-        assert again.get(key) == first.get(key)
+        assert again.metrics.get(key) == first.metrics.get(key)
 
 
 def test_states_that_another_training_left_are_told(
     make_toy: Callable[..., Any], tmp_path: Path
 ) -> None:
     toy = make_toy("likelihood", tmp_path, steps=4)
-    first, _ = train(toy)
-    second, _ = train(toy)
-    assert (first["lower_states_found"], second["lower_states_found"]) == (0.0, 1.0)
+    first, _ = toy.train()
+    second, _ = toy.train()
+    assert (first.metrics["lower_states_found"], second.metrics["lower_states_found"]) == (0.0, 1.0)
     card = " ".join((toy.folder / "README.md").read_text().split())
     assert "minutes (100% of the lower layers' states were there before)" in card
 
@@ -100,14 +86,14 @@ def test_what_was_spent_on_another_backbone_is_not_counted(
     with monkeypatch.context() as patched:
         patched.setattr("agentkit.training.train.fit", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train(toy)
+            toy.train()
     (noted,) = toy.settings.home.glob("training/toy-skill/spent-*.json")
     noted.write_text(json.dumps(json.loads(noted.read_text()) | {"seconds": 1000.0}))
     other = tmp_path / "other"
     shutil.copytree(toy.settings.backbone, other)
     elsewhere = replace(toy, settings=toy.settings.model_copy(update={"backbone": str(other)}))
-    assert train(elsewhere)[0]["seconds"] < 1000
-    assert train(toy)[0]["seconds"] > 1000
+    assert elsewhere.train()[0].metrics["seconds"] < 1000
+    assert toy.train()[0].metrics["seconds"] > 1000
 
 
 def test_of_several_skills_those_that_are_done_are_not_trained_again(tmp_path: Path) -> None:
@@ -257,7 +243,8 @@ def test_the_record_says_which_files_and_options_the_rows_were_made_with(
     spec = json.loads((toy.folder / "train.yaml").read_text())
     spec["data"][0] |= {"license": "ours alone", "limit": 9}
     (toy.folder / "train.yaml").write_text(json.dumps(spec))
-    metrics, _ = train(toy)
+    trained, _ = toy.train()
+    metrics = trained.metrics
     (source,) = metrics["data"]
     assert (source["license"], source["limit"], source["files"]) == ("ours alone", 9, {})
     assert metrics["threads"] == 1
