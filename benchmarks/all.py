@@ -34,6 +34,7 @@ BENCHMARKS = {
     "retrieval_effect": "retrieval.py --effect 5",
     "index": "index.py",
     "training": "training.py",
+    "training_bits": "training_bits.py",
     "methods": "methods.py --minutes 5",
     "staged": "staged.py",
     "switching": "switching.py",
@@ -76,6 +77,8 @@ ABOUT = {
     "index": "The index at 1,000 to 100,000 chunks of synthetic texts and vectors, without the "
     "encoder's pass",
     "training": "Training with and without the lower layers' states cached, and what saves memory",
+    "training_bits": "A large backbone of random weights, its frozen layers in fewer bits; a peak "
+    "counts the mapped pages of the weights' files, too",
     "methods": "Methods and layers side by side on compliance-review, documents held out, as "
     "served; a cost of 1 is the frozen backbone's on a new document. Each began with the frozen "
     "backbone's head and has one, which comes on top of its parameters, bytes and seconds",
