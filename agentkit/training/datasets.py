@@ -134,6 +134,7 @@ def _contract_nli(
     split: str = "train_evidence",
     variants: str | None = None,
     variant_share: float = 0.5,
+    variants_each: int = 0,
     skip: int = 0,
     without: Sequence[str] = (),
 ) -> Iterator[Record]:
@@ -142,37 +143,40 @@ def _contract_nli(
     In `train_evidence` a document is the union of the spans of all of its 17 rows, in random
     order: what answers one hypothesis is a hard negative for the others. `skip` leaves out the
     first documents (the first 50 are those of `train_full_50`), `without` some hypotheses, by id.
+    A hypothesis is asked in one of its `variants` instead of its own words with the chance of
+    `variant_share`, or with `variants_each` in its own words and in so many of them besides.
     """
     base = folder / "contract_nli"
     hypotheses = json.loads((base / "hypotheses.json").read_text(encoding="utf-8"))
     worded = _variants(variants)
 
-    def ask(key: str, label: str) -> tuple[str, str]:
-        text = hypotheses[key]["hypothesis"]
-        if worded[key] and rng.random() < variant_share:
-            other, negated = rng.choice(worded[key])
-            return other, _FLIPPED.get(label, label) if negated else label
-        return text, label
+    def ask(key: str, label: str) -> list[tuple[str, str]]:
+        own, others = (hypotheses[key]["hypothesis"], False), worded[key]
+        if variants_each:
+            asked = [own, *rng.sample(others, min(variants_each, len(others)))]
+        else:
+            asked = [rng.choice(others) if others and rng.random() < variant_share else own]
+        return [(text, _FLIPPED.get(label, label) if no else label) for text, no in asked]
 
     if split != "train_evidence":
         for doc in read_jsonl(base / f"{split}.jsonl.gz"):
             for key, annotation in doc["annotations"].items():
                 if key in without:
                     continue
-                text, label = ask(key, annotation["choice"])
-                yield {
-                    "group": f"contract_nli/{split}/{doc['id']}",
-                    "document": doc["text"],
-                    "hypothesis": text,
-                    "label": label,
-                    "evidence": [
-                        {"start": s, "end": e}
-                        for s, e in (doc["spans"][i] for i in annotation["spans"])
-                    ],
-                    "quote": " ".join(
-                        doc["text"][slice(*doc["spans"][i])] for i in annotation["spans"][:2]
-                    ),
-                }
+                for text, label in ask(key, annotation["choice"]):
+                    yield {
+                        "group": f"contract_nli/{split}/{doc['id']}",
+                        "document": doc["text"],
+                        "hypothesis": text,
+                        "label": label,
+                        "evidence": [
+                            {"start": s, "end": e}
+                            for s, e in (doc["spans"][i] for i in annotation["spans"])
+                        ],
+                        "quote": " ".join(
+                            doc["text"][slice(*doc["spans"][i])] for i in annotation["spans"][:2]
+                        ),
+                    }
         return
     rows_of: dict[int, list[Record]] = defaultdict(list)
     for row in read_jsonl(base / "train_evidence.jsonl.gz"):
@@ -192,14 +196,15 @@ def _contract_nli(
         for row in rows:
             if row["hypothesis_id"] in without:
                 continue
-            hypothesis, label = ask(row["hypothesis_id"], row["label"])
-            yield {
-                "group": f"contract_nli/train/{number}",
-                "document": text,
-                "hypothesis": hypothesis,
-                "label": label,
-                "evidence": [places[p.strip()] for p in row["evidence"].split("\n") if p.strip()],
-            }
+            found = [places[p.strip()] for p in row["evidence"].split("\n") if p.strip()]
+            for hypothesis, label in ask(row["hypothesis_id"], row["label"]):
+                yield {
+                    "group": f"contract_nli/train/{number}",
+                    "document": text,
+                    "hypothesis": hypothesis,
+                    "label": label,
+                    "evidence": found,
+                }
 
 
 def _join(pieces: list[str]) -> tuple[str, dict[str, dict[str, int]]]:

@@ -109,6 +109,26 @@ def test_a_negated_wording_turns_the_label_round(nli: Path, tmp_path: Path) -> N
     assert (second["hypothesis"], second["label"]) == ("All may read it.", "NotMentioned")
 
 
+@pytest.mark.parametrize("split", ["dev", "train_evidence"])
+def test_each_hypothesis_is_asked_in_its_own_words_and_in_others(
+    nli: Path, tmp_path: Path, split: str
+) -> None:
+    worded = tmp_path / "wordings.jsonl"
+    texts = [("It is no secret.", True), ("Nobody is told.", False), ("Hush.", False)]
+    write(worded, [{"hypothesis": "h1", "text": t, "negated": no} for t, no in texts])
+    rows = load_dataset("contract_nli", nli, split=split, variants=str(worded), variants_each=2)
+    asked = [row for row in rows if row["group"].endswith(("/7", "/0"))]
+    known = {"It is secret.": "Entailment"} | {
+        text: "Contradiction" if no else "Entailment" for text, no in texts
+    }
+    of_one = [row for row in asked if row["hypothesis"] in known]
+    assert next(row["hypothesis"] for row in of_one) == "It is secret."
+    assert len({row["hypothesis"] for row in of_one}) == len(of_one) == 3
+    assert all(row["label"] == known[row["hypothesis"]] for row in of_one)
+    assert all(row["evidence"] == of_one[0]["evidence"] for row in of_one)
+    assert len(asked) == 4  # the other has no wordings
+
+
 def test_the_same_seed_gives_the_same_rows(nli: Path) -> None:
     first, again = (load_dataset("contract_nli", nli, seed=3) for _ in range(2))
     assert first == again
