@@ -24,6 +24,7 @@ BENCHMARKS = {
     "main_job": "main_job.py",
     "contract_review": "contract_review.py",
     "skills_review": "skills.py --skill compliance-review",
+    "skills_words": "skills.py --words",
     "skills_parsing": "skills.py --skill contract-parsing",
     "skills_reporting": "skills.py --skill reporting",
     "unseen_contracts": "unseen_rules.py",
@@ -53,6 +54,8 @@ ABOUT = {
     "round: the ratio wavers by a tenth and more from run to run",
     "skills_review": "compliance-review on documents that it was not trained on; frozen is the "
     "bare backbone with the same head, prior each hypothesis's most frequent label",
+    "skills_words": "The same hypotheses in words that no training has, stated and negated, of 20 "
+    "documents; frozen and prior as above",
     "skills_parsing": "contract-parsing on contracts of filers that it was not trained on, in "
     "windows; its calibration error takes half of a span for right, the AUPR does not",
     "skills_reporting": "reporting on what it was not trained on; tf-idf is the nearest "
@@ -105,6 +108,16 @@ SHORT = (
         "skills_review",
         "ContractNLI dev, frozen, accuracy",
     ),
+    (
+        "the same rules in words never trained on",
+        "skills_words",
+        "ContractNLI dev in new words, adapter, accuracy",
+    ),
+    (
+        "the same rules negated in words never trained on",
+        "skills_words",
+        "ContractNLI dev in new words negated, adapter, accuracy",
+    ),
     ("verdicts on rules never asked, other contracts", "unseen_contracts", "CUAD, accuracy"),
     (
         "the same by the frozen backbone with such a head",
@@ -149,6 +162,7 @@ WHOLE = (
     "retrieval_effect",
     "staged",
     "training",
+    "training_bits",
     "decoding",
     "concurrency",
 )
