@@ -47,9 +47,8 @@ def load_frozen(folder: Path, spec: TrainSpec, device: torch.device = _CPU) -> A
     dtype: Any = getattr(torch, spec.dtype)
     options: dict[str, Any] = {"dtype": dtype}
     if spec.quantization == "int8":
-        options["dtype"] = (
-            "auto"  # as the file has them: copies of all would outweigh what is saved
-        )
+        # As the file has them: copies of all in another type would outweigh what is saved.
+        options["dtype"] = "auto"
     elif spec.quantization == "nf4":
         options |= {"quantization_config": _nf4(spec), "device_map": {"": device}}
     model: Any = AutoModelForCausalLM.from_pretrained(

@@ -184,7 +184,7 @@ class Toy:
     settings: Settings
     rows: list[dict[str, Any]]
 
-    def train(self, **options: Any) -> tuple[Trained, str]:
+    def train(self) -> tuple[Trained, str]:
         """The training's results and what it printed."""
         said = StringIO()
         trained = train_skill(
@@ -192,7 +192,6 @@ class Toy:
             settings=self.settings,
             data_dir=self.folder,
             console=Console(file=said, width=200),
-            **options,
         )
         return trained, said.getvalue()
 
