@@ -85,11 +85,13 @@ def calibrate_folder(
 
     Raises `SkillError` or `InputError` for what cannot be calibrated.
     """
+    from agentkit import __version__
     from agentkit.evaluation.calibration import (
         ReadingRunner,
         asks_again,
         calibrate_skill,
     )
+    from agentkit.evaluation.kept_readings import KeptReadings
     from agentkit.evaluation.serving import SkillPredictor
     from agentkit.kit import Kit
     from agentkit.skill.folder import Skill
@@ -142,11 +144,18 @@ def calibrate_folder(
                 runner=ReadingRunner,
             )
 
+        def keep(skill: Skill) -> KeptReadings:
+            how = settings.model_dump_json(exclude={"home", "threads"})
+            named = [skill.digest, kit.engine.fingerprint, kit.encoder.digest, how]
+            folder = settings.home / "calibration" / skill.name
+            return KeptReadings(folder, "\n".join([*named, __version__]))
+
         found = calibrate_skill(
             folder,
             known,
             parts,
             serve=serve,
+            keep=keep,
             silence=silence,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

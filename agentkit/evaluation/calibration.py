@@ -23,6 +23,7 @@ import numpy as np
 from agentkit.errors import InputError
 from agentkit.evaluation import classes
 from agentkit.evaluation.evaluate import batches, document_key
+from agentkit.evaluation.kept_readings import KeptReadings, Readings
 from agentkit.evaluation.serving import SkillPredictor
 from agentkit.output import Answered
 from agentkit.skill.folder import Skill, load_skill
@@ -31,15 +32,12 @@ from agentkit.step import Runner, _Prepared
 from agentkit.training.calibration import Floats, PlainHead, Said, fit_calibration
 from agentkit.training.checks import check_calibrated, check_enough
 from agentkit.training.rows import Row
-from agentkit.types import Json, Reading, StepResult
+from agentkit.types import Json, StepResult
 
 MOST = 1000
 """Rows of a part that are answered, at most; and questions of a training that are compared with."""
 _EACH = 4
 """Documents of which one question of a training is taken to be known, at most."""
-
-_Readings = tuple[Reading, ...]
-"""Of one row, what the head said of each window that was read."""
 
 Progress = Callable[[int, int], None]
 """Told how many rows are done, and of how many."""
@@ -47,7 +45,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class _ReadResult(StepResult):
-    readings: _Readings = ()
+    readings: Readings = ()
 
 
 class ReadingRunner(Runner):
@@ -71,6 +69,7 @@ def calibrate_skill(
     parts: Mapping[str, Sequence[Row]],
     *,
     serve: Callable[[Skill], SkillPredictor],
+    keep: Callable[[Skill], KeptReadings],
     silence: float | None = None,
     on_progress: Progress | None = None,
     seed: int = 7,
@@ -79,13 +78,14 @@ def calibrate_skill(
 
     `known` are rows of its training, which say what it knows (None or none: what its last
     calibration knew); `parts` rows with answers that it was not trained on, by what they are
-    called. `serve` makes a predictor of a skill, with a `ReadingRunner`. `silence` is as
-    `fit_curve` takes it.
+    called. `serve` makes a predictor of a skill, with a `ReadingRunner`; `keep` gives what was said
+    of rows before this was killed. `silence` is as `fit_curve` takes it.
     Returns what was done, by part with accuracy and calibration error before and after. Raises
     `SkillError` for a folder without a trained choice head, `InputError` for too few rows, a row
     that cannot be answered, or a folder that another process wrote to meanwhile.
     """
-    manifest = load_skill(folder).manifest
+    trained = load_skill(folder)
+    manifest = trained.manifest
     answer = check_calibrated(manifest, str(folder))
     file = folder / "head.safetensors"
     began_with = _weights(folder)
@@ -98,10 +98,13 @@ def calibrate_skill(
     gold = {name: [_gold(row, answer) for row in rows] for name, rows in asked.items()}
     done = 0
 
-    def heard(predictor: SkillPredictor, rows: Sequence[Row]) -> Iterator[tuple[int, _Readings]]:
+    def heard(rows: Sequence[Row]) -> Iterator[tuple[int, Readings]]:
         nonlocal done
         for batch in batches(rows, manifest):
-            yield from zip(batch, _readings(predictor, [rows[at] for at in batch]), strict=True)
+            own = [rows[at] for at in batch]
+            if (said := kept.get(own)) is None:
+                kept.put(own, said := list(_readings(predictor, own)))
+            yield from zip(batch, said, strict=True)
             done += len(batch)
             if on_progress is not None:
                 on_progress(done, count + len(learnt))
@@ -110,10 +113,11 @@ def calibrate_skill(
         plain = Path(scratch) / folder.resolve().name
         shutil.copytree(folder, plain)
         head.write(plain / file.name)
-        predictor = serve(load_skill(plain))
+        # The copy's digest is another each time: the order of a file's metadata is by chance.
+        predictor, kept = serve(load_skill(plain)), keep(trained)
         # Of these only the questions count, whatever would be right of them.
-        knows = _said(heard(predictor, learnt), [0] * len(learnt)) if learnt else None
-        said = {name: _said(heard(predictor, rows), gold[name]) for name, rows in asked.items()}
+        knows = _said(heard(learnt), [0] * len(learnt)) if learnt else None
+        said = {name: _said(heard(rows), gold[name]) for name, rows in asked.items()}
 
     silent = [answer.choices.index(name) for name in answer.no_evidence]
     questions = None if knows is None else knows.questions[knows.deciding(knows.chances, silent)]
@@ -126,6 +130,7 @@ def calibrate_skill(
             hint="calibrate it again",
         )
     head.write(file, calibration)
+    kept.clear()
     return {
         "known_questions": len(calibration.known),
         "silence": silence,
@@ -200,7 +205,7 @@ def _documents(rows: Sequence[Row], manifest: Manifest, seed: int) -> list[list[
     return [list(documents[document].values()) for document in order]
 
 
-def _readings(predictor: SkillPredictor, rows: Sequence[Row]) -> Iterator[_Readings]:
+def _readings(predictor: SkillPredictor, rows: Sequence[Row]) -> Iterator[Readings]:
     for row, result in zip(rows, predictor.results(rows), strict=True):
         if isinstance(result, Exception):
             raise InputError(f"cannot be answered: {result}", where=row.place or "a row")
@@ -210,7 +215,7 @@ def _readings(predictor: SkillPredictor, rows: Sequence[Row]) -> Iterator[_Readi
         yield readings
 
 
-def _said(heard: Iterator[tuple[int, _Readings]], gold: Sequence[int]) -> Said:
+def _said(heard: Iterator[tuple[int, Readings]], gold: Sequence[int]) -> Said:
     places, answered = zip(*heard, strict=True)
     windows = [reading for readings in answered for reading in readings]
     return Said(

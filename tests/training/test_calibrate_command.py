@@ -274,3 +274,56 @@ def test_a_training_that_was_killed_in_its_calibration_is_not_done_again(
     assert "calibration" in json.loads((folder / "metrics.json").read_text())
     assert call("train", str(folder))[0] == 0  # done: now it is trained anew
     assert (folder / "adapter_model.safetensors").stat().st_mtime_ns > adapter
+
+
+def test_a_calibration_that_was_killed_answers_the_rest_alone_and_says_the_same(
+    make_toy: Callable[..., Any],
+    tmp_path: Path,
+    call: Callable[..., Any],
+    settings: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = toy_of(make_toy, tmp_path)
+    (folder / "new.jsonl").write_text(new_rows(900))
+    assert call("train", str(folder))[0] == 0
+    command = ("calibrate", str(folder), "--data", str(folder / "new.jsonl"))
+    kept = tmp_path / "home" / "calibration"
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", TRAIN, *command, *settings],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    try:
+        while process.poll() is None and len(list(kept.glob("*/*/*.npz"))) < 3:
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    files = sorted(kept.glob("*/*/*.npz"))
+    files[0].write_bytes(files[0].read_bytes()[:-9])  # as if the disk had been full
+
+    answered = 0
+    answer = ReadingRunner._finish
+
+    def counted(self: ReadingRunner, *given: Any) -> Any:
+        nonlocal answered
+        answered += 1
+        return answer(self, *given)
+
+    monkeypatch.setattr(ReadingRunner, "_finish", counted)
+
+    def calibrated() -> dict[str, Any]:
+        code, out, err = call(*command)
+        assert code == 0, err
+        return {key: value for key, value in json.loads(out).items() if key != "seconds"}
+
+    resumed, of_the_rest = calibrated(), answered
+    head = load_file(folder / "head.safetensors")
+    assert not list(kept.glob("*/*"))
+    assert calibrated() == resumed
+    assert answered - of_the_rest > of_the_rest  # nothing is left that was answered before
+    again = load_file(folder / "head.safetensors")
+    assert again.keys() == head.keys()
+    assert all(tensor.equal(head[name]) for name, tensor in again.items())
