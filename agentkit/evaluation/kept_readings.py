@@ -7,6 +7,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +46,12 @@ class KeptReadings:
         return [tuple(next(windows) for _ in range(count)) for count in counts]
 
     def put(self, rows: Sequence[Row], readings: Sequence[Readings]) -> None:
-        """Keep them, whole or not at all."""
+        """Keep them, whole or not at all; a full disk costs a later start its time, no more."""
+        with suppress(OSError):
+            self._write(self._file(rows), readings)
+
+    def _write(self, file: Path, readings: Sequence[Readings]) -> None:
         windows = [reading for own in readings for reading in own]
-        file = self._file(rows)
         fresh = file.with_suffix(".fresh")
         self._folder.mkdir(parents=True, exist_ok=True)
         with fresh.open("wb") as opened:

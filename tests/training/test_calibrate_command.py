@@ -327,3 +327,14 @@ def test_a_calibration_that_was_killed_answers_the_rest_alone_and_says_the_same(
     again = load_file(folder / "head.safetensors")
     assert again.keys() == head.keys()
     assert all(tensor.equal(head[name]) for name, tensor in again.items())
+
+
+def test_where_nothing_can_be_kept_a_calibration_goes_through(
+    make_toy: Callable[..., Any], tmp_path: Path, call: Callable[..., Any]
+) -> None:
+    folder = toy_of(make_toy, tmp_path)
+    assert call("train", str(folder))[0] == 0
+    (tmp_path / "home" / "calibration").write_text("")  # a file where the folder would be
+    code, out, err = call("calibrate", str(folder), "--data", str(folder / "new.jsonl"))
+    assert code == 0, err
+    assert json.loads(out)["parts"]["new.jsonl"]["questions"] == 60
