@@ -27,8 +27,7 @@ class KeptReadings:
     """
 
     def __init__(self, folder: Path, named: str) -> None:
-        self._named = hashlib.sha256(named.encode()).hexdigest()[:16]
-        self._folder = folder / self._named
+        self._folder = folder / hashlib.sha256(named.encode()).hexdigest()[:16]
         for other in folder.glob("*/") if folder.exists() else ():
             if other != self._folder:
                 shutil.rmtree(other, ignore_errors=True)
