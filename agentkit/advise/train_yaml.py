@@ -11,7 +11,7 @@ from agentkit.types import Json
 def train_settings(advice: Iterable[Advice]) -> dict[str, Json]:
     """The part of the advice that stands in `train.yaml` word for word.
 
-    Without `start_from`: the folder that it names has to be trained first.
+    Without `start_from`: the folder that it names has to be laid out first.
     """
     known = (
         *(

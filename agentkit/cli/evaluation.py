@@ -32,7 +32,8 @@ _SHOWN = 3
 """So many of the rows that failed are named."""
 _BASE_HEAD = (
     "base is read by the skill's own task head, trained with its adapter: a head trained for the "
-    "bare backbone would do better (agentkit train --out DIR --with method=head --with epochs=20)"
+    "bare backbone would do better (agentkit train --out DIR --with method=head --with epochs=20 "
+    "--with start_from=null)"
 )
 
 

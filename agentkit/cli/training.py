@@ -63,12 +63,14 @@ def train(
     """Train skills' adapters as their train.yaml says; killed and called again, it goes on.
 
     Writes the adapter, metrics.json, a model card and the loss curve into each folder, and ends
-    with a calibration where train.yaml names rows for one. The frozen backbone with a skill's task
-    head, to compare with: --out DIR --with method=head --with epochs=20.
+    with a calibration where train.yaml names rows for one. A skill that another starts from is
+    trained first where it has no weights of the backbone. The frozen backbone with a skill's task
+    head, to compare with: --out DIR --with method=head --with epochs=20 --with start_from=null.
     """
     from agentkit.training.copies import copy_untrained
     from agentkit.training.several import train_each
     from agentkit.training.spec import load_train_spec
+    from agentkit.training.stages import Places
     from agentkit.training.train import train_skill
 
     chosen = _chosen(folders or [], all_)
@@ -79,12 +81,14 @@ def train(
         )
     settings = settings_from([*(set_ or []), *([f"backbone={backbone}"] if backbone else [])])
 
+    places = Places(chosen, settings, out, work, changes)
+
     def one(folder: Path) -> Path:
         return train_skill(
-            copy_untrained(folder, out, changes) if out else folder,
+            places.folder_of(folder),
             settings=settings,
             data_dir=data_dir,
-            work=work / folder.resolve().name if work and len(chosen) > 1 else work,
+            work=places.work_of(folder),
             console=stderr,
             paths_from=folder,
         ).folder
@@ -105,7 +109,16 @@ def train(
         )
     named = f"{settings.backbone}\n{out and out.resolve()}\n{changes}"
     notes = work or settings.home / "training"
-    written = train_each(chosen, one, notes=notes, named=named, said=say, finish=finish)
+    written = train_each(
+        chosen,
+        one,
+        notes=notes,
+        named=named,
+        said=say,
+        finish=finish,
+        before=places.before,
+        start_of=places.start_of,
+    )
     every = {name: figures(folder) for name, folder in written.items()}
     print_json(every if len(chosen) > 1 else every.popitem()[1])
 

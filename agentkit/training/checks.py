@@ -43,12 +43,12 @@ def device_of(name: str) -> torch.device:
 
 
 def check_settings(
-    spec: TrainSpec, manifest: Manifest, backbone: Path, skill: Path, origin: Path
+    spec: TrainSpec, manifest: Manifest, backbone: Path, skill: Path, start: Path | None
 ) -> None:
     """Raises `SkillError` for what a `train.yaml` asks in vain, before a row is read.
 
-    `backbone` is its folder, whose configuration says how many layers there are; paths that the
-    `train.yaml` names count from `origin`.
+    `backbone` is its folder, whose configuration says how many layers there are; `start` is the
+    folder that the training starts from, if any.
     """
     where = str(skill / "train.yaml")
     methods = {spec.method, *(spec.search.method if spec.search else ())}
@@ -60,8 +60,8 @@ def check_settings(
         )
     if spec.calibration:
         check_calibrated(manifest, where)
-    if spec.start_from:
-        _check_start(spec, origin / spec.start_from, where)
+    if start:
+        _check_start(spec, start, where)
     if spec.quantization == "nf4":
         check_four_bits()
     if spec.search is not None:

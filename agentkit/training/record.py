@@ -114,6 +114,8 @@ def _card(manifest: Manifest, metrics: dict[str, Any], curve: str | None) -> str
     if compared := metrics.get("frozen_seconds"):
         apart.append(f"{compared / 60:.0f} minutes of it for the frozen baseline")
     beside = f" ({'; '.join(apart)})" if apart else ""
+    first = training.get("start_from")  # an older record has none
+    begun = f" from the weights of `{first}`" if first else ""
     drawn = f"; `{curve}` is the loss curve" if curve else ""
     return f"""# {manifest.name}
 
@@ -121,7 +123,7 @@ def _card(manifest: Manifest, metrics: dict[str, Any], curve: str | None) -> str
 
 {_what(training)} for the backbone `{backbone["name"]}` (licence: {licence};
 fingerprint `{backbone["fingerprint"][:12]}`),
-trained with `agentkit train`: {_way(training)}, {_passes(metrics)} of
+trained with `agentkit train`{begun}: {_way(training)}, {_passes(metrics)} of
 {metrics["tokens_per_epoch"]:,} tokens in {metrics["seconds"] / 60:.0f} minutes{beside}, with at
 most {metrics["peak_memory_bytes"] / 1e9:.1f} GB of memory.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from agentkit.errors import AgentkitError, InputError
 from agentkit.training.rows import own_files
 from agentkit.training.spec import load_train_spec
+from agentkit.training.stages import weights_digest
 
 
 def train_each(
@@ -21,8 +22,14 @@ def train_each(
     named: str,
     said: Callable[[str], None],
     finish: Callable[[Path, Path], None] = lambda folder, written: None,
+    before: Callable[[Path], Sequence[Path]] = lambda folder: (),
+    start_of: Callable[[Path], Path | None] = lambda folder: None,
 ) -> dict[str, Path]:
     """By each folder's name the folder that its training wrote, as `train` gives it.
+
+    `before` says which folders have to be trained before one, in their order: they are, each once.
+    `start_of` says what a training begins with, once these are done: where that is not what it was,
+    the training is done again.
 
     What is done stands in a file of `notes` until all are. It is not done again as long as the
     folder says the same and what was written is there; `named` tells one undertaking from another.
@@ -53,21 +60,32 @@ def train_each(
         fresh.write_text(json.dumps(done), encoding="utf-8")
         fresh.replace(journal)
 
-    for folder, name in zip(folders, names, strict=True):
+    def once(folder: Path, name: str) -> None:
+        if name in written:  # as what another begins with
+            return
+        start = start_of(folder)
         says = trained_by(folder)  # as it was when its training began
-        before = done.get(name, {})
-        if before.get("says") == says and before["made"] == _made(Path(before["written"])):
+        says += weights_digest(start) if start else ""
+        found = done.get(name, {})
+        if found.get("says") == says and found["made"] == _made(Path(found["written"])):
             said(f"{name}: trained before this start")
-            written[name] = Path(before["written"])
+            written[name] = Path(found["written"])
         else:
             written[name] = train(folder).resolve()
             note(name, says, "")
+
+    known = {folder.resolve(): name for folder, name in zip(folders, names, strict=True)}
+    stages = [before(folder) for folder in folders]  # all that is wrong with them is said first
+    for folder, name, firsts in zip(folders, names, stages, strict=True):
+        for first in firsts:
+            once(first, known.get(first.resolve(), str(first.resolve())))
+        once(folder, name)
         calibrated = _calibrated_by(folder)
         if done[name].get("finished") != calibrated:
             finish(folder, written[name])
-            note(name, says, calibrated)
+            note(name, done[name]["says"], calibrated)
     journal.unlink(missing_ok=True)
-    return written
+    return {name: written[name] for name in names}
 
 
 def trained_by(folder: Path, paths_from: Path | None = None) -> str:

@@ -172,8 +172,8 @@ class TrainSpec(_Frozen):
     virtual_tokens: Tokens = 16
     """Length of a prefix."""
     start_from: str | None = None
-    """Folder of a trained skill (from this one) whose adapter this training begins with: a general
-    adapter first, then each skill from it."""
+    """Folder of a skill (from this one) whose adapter this training begins with: a general adapter
+    first, then each skill from it. `agentkit train` trains it first where it is not trained yet."""
     rank: Rank = 16
     size: Literal["auto"] | None = None
     """`auto`: the rank (of a bottleneck the reduction factor) is chosen by what it gains on a

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from agentkit.adapters.heads import Head
-from agentkit.adapters.tensor_file import BACKBONE_KEY
 from agentkit.errors import SkillError
 from agentkit.training.methods import Attached
+from agentkit.training.stages import backbones_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,15 +40,13 @@ def check_start(folder: Path, backbone: str) -> None:
 
     `backbone` is a fingerprint. Weights that name none, as PEFT alone writes them, may be anyone's.
     """
-    for weights in (folder / "adapter_model.safetensors", folder / "head.safetensors"):
-        with suppress(OSError, SafetensorError), safe_open(weights, framework="pt") as file:
-            named = (file.metadata() or {}).get(BACKBONE_KEY, backbone)
-            if named != backbone:
-                raise SkillError(
-                    f"{weights.name} was trained on the backbone {named[:12]}, not {backbone[:12]}",
-                    where=str(folder),
-                    hint="start_from names a skill that was trained on the same backbone",
-                )
+    for weights, named in backbones_of(folder).items():
+        if named not in (None, backbone):
+            raise SkillError(
+                f"{weights} was trained on the backbone {named[:12]}, not {backbone[:12]}",
+                where=str(folder),
+                hint="start_from names a skill that was trained on the same backbone",
+            )
 
 
 def read_start(attached: Attached, head: Head | None, folder: Path) -> Start:
@@ -57,8 +54,9 @@ def read_start(attached: Attached, head: Head | None, folder: Path) -> Start:
 
     Of the head every weight of the same name and shape is taken: one for other answers shares how
     it reads. A folder with a head alone, trained on the frozen backbone, gives that: its answers
-    are where the adapter begins. Raises `SkillError` if the folder has no adapter of this size, or
-    none of its tensors fits a layer that is adapted here.
+    are where the adapter begins. Where a head alone is trained, it is all that is taken. Raises
+    `SkillError` if the folder has no adapter of this size, or none of its tensors fits a layer that
+    is adapted here.
     """
     weights = folder / "adapter_model.safetensors"
     head_alone = head is not None and (folder / "head.safetensors").exists() > weights.exists()
@@ -69,7 +67,8 @@ def read_start(attached: Attached, head: Head | None, folder: Path) -> Start:
         raise SkillError(
             f"its adapter or its head cannot be read: {error}",
             where=str(folder),
-            hint="start_from names the folder of a trained skill",
+            hint="start_from names the folder of a trained skill; `agentkit train` trains it first "
+            "where it has a train.yaml",
         ) from error
     fresh = attached.tensors()
     shared = {name: tensor for name, tensor in trained.items() if name in fresh}
@@ -80,12 +79,15 @@ def read_start(attached: Attached, head: Head | None, folder: Path) -> Start:
                 where=str(folder),
                 hint="start_from needs an adapter of the same rank",
             )
-    if not shared and not head_alone:
+    if fresh and not shared and not head_alone:
         raise SkillError("none of its tensors fits", where=str(folder))
     # Cuts of a head are no parameters: they are chosen anew.
     own = {} if head is None else dict(head.named_parameters())
     fits = {n: t for n, t in read.items() if n in own and t.shape == own[n].shape}
-    said = [f"{len(shared)} of the adapter's {len(fresh)} tensors"] if not head_alone else []
+    if not fresh and not fits:
+        raise SkillError("none of its head's tensors fits", where=str(folder))
+    adapter = fresh and not head_alone
+    said = [f"{len(shared)} of the adapter's {len(fresh)} tensors"] if adapter else []
     said += [f"{len(fits)} of the head's {len(own)}"] if own else []
     there, here = _scaling(_config(folder)), _scaling(attached.config())
     if shared and there != here:

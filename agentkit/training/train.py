@@ -59,6 +59,7 @@ from agentkit.training.rows import calibration_rows, load_rows
 from agentkit.training.settle import settle
 from agentkit.training.several import trained_by
 from agentkit.training.spec import TrainSpec, load_train_spec
+from agentkit.training.stages import started_from, weights_digest
 from agentkit.training.start import Start, check_start, read_start
 from agentkit.training.workplace import alone_in
 
@@ -117,7 +118,10 @@ def _train(
     spent: Spent,
 ) -> Trained:
     backbone = models.resolve(settings.backbone, settings, "backbone")
-    check_settings(spec, manifest, backbone, skill, origin)
+    start_at: Path | None = None
+    if spec.start_from:
+        start_at = started_from(spec.start_from, origin, skill, models.fingerprint(backbone))
+    check_settings(spec, manifest, backbone, skill, start_at)
 
     def said_of(source: str) -> None:
         console.print(f"{manifest.name}: {source}", markup=False)
@@ -168,8 +172,10 @@ def _train(
     if isinstance(head, LinearProbe):
         check_probe(spec, count, skill)
     fingerprint = models.fingerprint(backbone)
-    if spec.start_from:
-        check_start(origin / spec.start_from, fingerprint)
+    begun = ""
+    if start_at:
+        check_start(start_at, fingerprint)
+        begun = weights_digest(start_at)
     spec, choice, found = settle(
         spec,
         model,
@@ -226,15 +232,15 @@ def _train(
     set_seed(spec.seed)  # whatever was probed, the training is the same
     attached = attach(model, spec, choice.chosen, _invocation(tokenizer))
     start: Start | None = None
-    if spec.start_from:  # read while all layers are there, which its weights are named by
+    if start_at:  # read while all layers are there, which its weights are named by
         # A probe is fitted anew, so that an adapter will do that has none.
         taught = None if isinstance(head, LinearProbe) else head
-        start = read_start(attached, taught, origin / spec.start_from)
+        start = read_start(attached, taught, start_at)
         console.print(f"{manifest.name}: {start.said}")
     checkpoints = (
         work
         / "checkpoints"
-        / checkpoint_key(spec, train_packs, f"{fingerprint}:{choice.chosen}", head)
+        / checkpoint_key(spec, train_packs, f"{fingerprint}:{choice.chosen}{begun}", head)
     )
     with Progress(console=console) as progress:
         states.compute(decoder, [*train_packs, *tuning_packs], lowest, progress)
@@ -285,6 +291,7 @@ def _train(
         **found,
         "peak_memory_bytes": spent.peak_memory,
         **gpu_memory(device),
+        **({"start_sha256": begun} if begun else {}),
         "tuning": figures,
         "loss": history,
     }
