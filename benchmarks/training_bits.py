@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 from common import Metric, arguments, finish, need
-from training import ROOT, alone
+from training import alone
+from trainings import ROOT
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from agentkit import models

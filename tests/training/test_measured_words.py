@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED = ROOT / "benchmarks" / "new_words.jsonl"
-TRAINED = sorted((ROOT / "skills" / "compliance-review" / "training").glob("*.jsonl"))
+TRAINED = sorted((ROOT / "skills" / "compliance-review" / "training").rglob("*.jsonl"))
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -11,6 +11,11 @@ from agentkit.models import EMBEDDED
 from agentkit.skill.manifest import Manifest
 from agentkit.skill.manifest_files import read_manifest
 from agentkit.training.record import read_figures, write_figures, write_record
+from agentkit.training.spec import load_train_spec
+from agentkit.training.stages import trained_for
+
+SKILLS = Path(__file__).parents[2] / "skills"
+TRAINED = sorted(str(path.parent.relative_to(SKILLS)) for path in SKILLS.rglob("metrics.json"))
 
 METRICS: dict[str, Any] = {
     "backbone": {"name": "small", "license": "MIT", "fingerprint": "f" * 64},
@@ -63,6 +68,14 @@ def test_a_step_of_fewer_packs_ends_an_epoch_as_well(tmp_path: Path) -> None:
     assert "layers all, 2 epochs of 12,345 tokens" in card
 
 
+def test_a_card_says_what_a_training_started_from(tmp_path: Path) -> None:
+    for start, said in (("first", " from the weights of `first`: lora,"), (None, "train`: lora,")):
+        training = METRICS["training"] | {"start_from": start}
+        manifest = Manifest(name="x", description="Does it.")
+        write_record(tmp_path, manifest, METRICS | {"training": training, "loss": []})
+        assert said in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("repeat", "said"), [({}, "9"), ({"repeat": 1}, "9"), ({"repeat": 3}, "9, each taken 3 times")]
 )
@@ -88,14 +101,27 @@ def test_a_card_of_an_older_record_knows_the_licence_of_an_embedded_backbone(
     assert f"(licence: {embedded.license}" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["compliance-review", "contract-parsing", "reporting"])
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_shipped_card_says_what_its_record_says(name: str, tmp_path: Path) -> None:
-    shipped = Path(__file__).parents[2] / "skills" / name
+    shipped = SKILLS / name
     figures = read_figures(shipped)
     assert figures is not None
-    folder = tmp_path / name
+    folder = tmp_path / shipped.name
     folder.mkdir()
     (folder / "training.svg").touch()
     write_figures(folder, read_manifest(shipped)[0], figures)
     for file in ("README.md", "metrics.json"):
         assert (folder / file).read_text("utf-8") == (shipped / file).read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_what_a_shipped_skill_started_from_lies_in_its_folder(name: str) -> None:
+    """So that it can be trained again, from what it began with or, on another backbone, anew."""
+    named = load_train_spec(SKILLS / name / "train.yaml").start_from
+    figures = read_figures(SKILLS / name)
+    assert figures is not None
+    assert figures["training"]["start_from"] == (named and Path(named).name)
+    if named:
+        first = SKILLS / name / named
+        assert trained_for(first, figures["backbone"]["fingerprint"])
+        assert load_train_spec(first / "train.yaml").rank == figures["training"]["rank"]
