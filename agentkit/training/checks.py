@@ -89,15 +89,7 @@ def _check_start(spec: TrainSpec, start: Path, where: str) -> None:
     """An adapter to start from has its method and size: another would not fit."""
     if not (start / "adapter_model.safetensors").is_file():
         return
-    space = spec.search
-    sizes = space.sizes(spec.method) if space else {}
-    fixed = [name for name, choices in sizes.items() if len(choices) > 1]
-    asked = {
-        "size: auto": spec.size == "auto",
-        "search.method": bool(space and space.method),
-        **{f"search.{name}": True for name in fixed},
-    }
-    if found := next((name for name, there in asked.items() if there), None):
+    if found := spec.finds_size:
         raise SkillError(
             f"an adapter to start from has its method and size: {found} would find another",
             where=where,

@@ -23,6 +23,7 @@ from agentkit.training.packs import Pack
 from agentkit.training.probing import choose_layers
 from agentkit.training.search import best_size, draw_search, search, size_losses
 from agentkit.training.spec import TrainSpec
+from agentkit.training.stages import started_from
 from agentkit.training.workplace import remembered
 
 
@@ -59,7 +60,7 @@ def settle(
         return remembered(work / "measured.json", key, find)
 
     if spec.layers_of:
-        choice = layers_of_skill(origin / spec.layers_of, count)
+        choice = layers_of_skill(started_from(spec.layers_of, origin, skill, backbone), count)
     elif spec.layers.strip() == "auto":
         choice = LayerChoice.from_json(
             measured("layers", lambda: choose_layers(model, spec, packs, head, said=said).to_json())

@@ -75,9 +75,10 @@ def train_each(
             note(name, says, "")
 
     known = {folder.resolve(): name for folder, name in zip(folders, names, strict=True)}
-    stages = [before(folder) for folder in folders]  # all that is wrong with them is said first
-    for folder, name, firsts in zip(folders, names, stages, strict=True):
-        for first in firsts:
+    for folder in folders:
+        before(folder)  # what is wrong with any is said before hours of another's training
+    for folder, name in zip(folders, names, strict=True):
+        for first in before(folder):  # by now another process may have trained one
             once(first, known.get(first.resolve(), str(first.resolve())))
         once(folder, name)
         calibrated = _calibrated_by(folder)

@@ -273,6 +273,18 @@ class TrainSpec(_Frozen):
                     f"search.{name}: none of the tried methods has it ({', '.join(tried)})"
                 )
 
+    @property
+    def finds_size(self) -> str | None:
+        """The setting by which a training would find its own method or size, if there is one."""
+        space = self.search
+        sizes = space.sizes(self.method) if space else {}
+        asked = {
+            "size: auto": self.size == "auto",
+            "search.method": bool(space and space.method),
+            **{f"search.{name}": len(choices) > 1 for name, choices in sizes.items()},
+        }
+        return next((name for name, there in asked.items() if there), None)
+
     def with_rank(self, rank: int) -> TrainSpec:
         """The same with another rank, and `alpha` in the same ratio to it."""
         alpha = max(1, round(self.alpha * rank / self.rank))
@@ -287,6 +299,15 @@ class TrainSpec(_Frozen):
 def steps_an_epoch(packs: int, packs_per_step: int) -> int:
     """Steps of one pass over the packs; the last of them may be of fewer."""
     return -(-packs // packs_per_step)
+
+
+def changed_train_spec(path: Path, changes: Mapping[str, Any]) -> TrainSpec:
+    """A `train.yaml` with some settings changed. Raises `SkillError` as `load_train_spec` does."""
+    settings = load_train_spec(path).model_dump(exclude_unset=True, mode="json") | dict(changes)
+    try:
+        return TrainSpec.model_validate(settings)
+    except ValidationError as error:
+        raise SkillError(f"cannot be changed: {error}", where=str(path)) from error
 
 
 def change_train_spec(path: Path, changes: Mapping[str, Any], into: Path) -> None:

@@ -18,7 +18,7 @@ from agentkit.errors import SkillError
 from agentkit.settings import Settings
 from agentkit.skill.names import split_version
 from agentkit.training.copies import copy_untrained
-from agentkit.training.spec import TrainSpec, load_train_spec
+from agentkit.training.spec import SIZED_BY, TrainSpec, changed_train_spec
 
 ADAPTER, HEAD = "adapter_model.safetensors", "head.safetensors"
 
@@ -55,13 +55,14 @@ def weights_digest(folder: Path) -> str:
 
 
 def started_from(named: str, origin: Path, copy: Path, backbone: str) -> Path:
-    """The folder that `start_from: named` means in a copy of the skill folder `origin`.
+    """The folder that `start_from: named` (or `layers_of`) means in a copy of the folder `origin`.
 
     It counts from `origin`, as every path of a train.yaml, unless that has no weights of the
     backbone and what was trained beside, or in, the copy has some. Both may be one folder.
     """
-    if not trained_for(origin / named, backbone) and trained_for(copy / named, backbone):
-        return copy / named
+    beside = (copy / named).resolve()  # the copy itself may not be there yet
+    if not trained_for(origin / named, backbone) and trained_for(beside, backbone):
+        return beside
     return origin / named
 
 
@@ -101,13 +102,15 @@ class Places:
     def before(self, folder: Path) -> list[Path]:
         """Folders that have to be trained before this one, which starts from them, in their order.
 
-        These are folders with a train.yaml and no weights of the backbone, and what they start from
-        in turn. A copy of one lies to the copy of `folder` as it lies to `folder`.
+        These are folders with a train.yaml and no weights of the backbone, or which are to be
+        trained as well, and what they start from in turn. A copy of one lies to the copy of
+        `folder` as it lies to `folder`.
         Raises `SkillError` for a folder that starts from itself, for one that is of another
-        backbone, no part of `folder` and not to be copied, and where a copy would lie elsewhere.
+        backbone, no part of `folder` and not to be copied, for one of another size, and where a
+        copy would lie elsewhere.
         """
         try:
-            spec = load_train_spec(self.folder_of(folder) / "train.yaml")
+            spec = self._spec(folder)
         except SkillError:
             return []  # its own training says what is wrong with it
         skill, named = folder, spec.start_from
@@ -118,17 +121,19 @@ class Places:
             self._named[folder] = named
         while named:
             folder, copy = folder / named, copy and (copy / named).resolve()
+            asked = folder.resolve() in self._asked and folder.resolve() not in seen
+            done = trained_for(folder, self._backbone()) and not (asked and not copy)
+            if done or not (folder / "train.yaml").is_file():
+                break
             if folder.resolve() in seen:
                 raise SkillError("a training cannot start from what it leads to", where=str(folder))
             seen.add(folder.resolve())
             within = folder.resolve().is_relative_to(skill.resolve())
-            if not (folder / "train.yaml").is_file() or self._is_done(folder, within):
-                break
-            first = load_train_spec(folder / "train.yaml")
+            first = self._spec(folder)
             _check_size(spec, first, folder)
             if copy:
                 self._check_copy(folder, copy)
-            elif not within and backbones_of(folder):
+            elif not (within or asked) and self._is_of_another(folder):
                 raise SkillError(
                     "was trained on another backbone, and other skills may start from it",
                     where=str(folder),
@@ -163,21 +168,23 @@ class Places:
         if stage := self._stages.get(folder):
             return stage.work
         if self._work is None:
-            name, _ = split_version(folder.resolve().name, str(folder))
-            return self._settings.home / "training" / name
+            return self._settings.home / "training" / _name(folder)
         return self._work / folder.resolve().name if len(self._asked) > 1 else self._work
 
     def _stage_work(self, skill: Path, stage: Path, within: bool) -> Path:
-        """One that several skills start from has one place, where a second training waits."""
-        name = stage.resolve().name
+        """One that several skills start from has one place, and lies there when it is asked for."""
         if within:
-            return self.work_of(skill) / "stages" / name
-        return (self._work or self._settings.home / "training") / name
+            return self.work_of(skill) / "stages" / _name(stage)
+        return (self._work or self._settings.home / "training") / _name(stage)
 
-    def _is_done(self, folder: Path, within: bool) -> bool:
-        """What was killed before its record was written is not; of another's folder who knows."""
-        whole = not within or (folder / "metrics.json").is_file()
-        return whole and trained_for(folder, self._backbone())
+    def _spec(self, folder: Path) -> TrainSpec:
+        """What a folder, or its copy, is trained by."""
+        changes = self._changes if folder.resolve() in self._asked else {}
+        return changed_train_spec(folder / "train.yaml", changes)
+
+    def _is_of_another(self, folder: Path) -> bool:
+        named = backbones_of(folder).values()
+        return any(one not in (None, self._backbone()) for one in named)
 
     def _check_copy(self, folder: Path, copy: Path) -> None:
         out = (self._out or copy).resolve()
@@ -194,12 +201,24 @@ class Places:
         return models.fingerprint(backbone)
 
 
+def _name(folder: Path) -> str:
+    return split_version(folder.resolve().name, str(folder))[0]
+
+
 def _check_size(spec: TrainSpec, first: TrainSpec, folder: Path) -> None:
-    """Said before hours of training: what is said once its weights are there is said then."""
-    adapters = "head" not in (spec.method, first.method)
-    if adapters and (spec.rank != first.rank or "auto" in (spec.size, first.size)):
+    """Said before hours of training, not once there are weights that do not fit."""
+    if "head" in (spec.method, first.method):
+        return
+    for found in filter(None, (spec.finds_size, first.finds_size)):
         raise SkillError(
-            "start_from needs an adapter of the same rank, whatever is found to be the best",
+            f"start_from needs an adapter of the same size, which {found} would find",
             where=str(folder),
-            hint="give both the same `rank`, and no `size`",
+            hint="take it out of both (in `search`, `rank: []`)",
         )
+    for name in set(SIZED_BY[spec.method]) & set(SIZED_BY[first.method]):
+        there, here = getattr(first, name), getattr(spec, name)
+        if there != here:
+            raise SkillError(
+                f"start_from needs an adapter of the same {name}: {there} there, {here} here",
+                where=str(folder),
+            )

@@ -154,7 +154,8 @@ def test_a_general_skill_is_trained_once_for_all_that_start_from_it(
 ) -> None:
     skills = tmp_path / "skills"
     for name in ("one", "two", "general"):
-        start = {} if name == "general" else {"start_from": "../general"}
+        start = dict.fromkeys(("start_from", "layers_of"), "../general")
+        start = {} if name == "general" else start
         renamed(make_toy("likelihood", tmp_path / name, steps=2, **start).folder, skills / name)
     names = ("one", "general", "two")
     for out in ((), ("--out", tmp_path / "out")):
@@ -254,12 +255,20 @@ def test_what_starts_from_a_skill_that_changed_is_trained_anew(
     assert digests == {weights_digest(tmp_path / "o" / "general")}
 
 
-@pytest.mark.parametrize("changes", [{"rank": 8}, {"size": "auto"}])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rank": 8}, "an adapter of the same rank: 4 there, 8 here"),
+        ({"size": "auto"}, "an adapter of the same size, which size: auto would find"),
+        ({"search": {"minutes": 1}}, "an adapter of the same size, which search.rank would find"),
+    ],
+)
 def test_another_size_is_refused_before_what_is_started_from_is_trained(
     make_toy: Callable[..., Any],
     tmp_path: Path,
     call: Callable[..., Any],
     changes: dict[str, Any],
+    message: str,
 ) -> None:
     start = {"start_from": "../general"} | changes
     toy = make_toy("likelihood", tmp_path / "skills", steps=2, **start).folder
@@ -267,7 +276,7 @@ def test_another_size_is_refused_before_what_is_started_from_is_trained(
     renamed(general, toy.with_name("general"))
     code, out, err = call("train", toy)
     assert (code, out, trained_in(err)) == (2, "", [])
-    assert "an adapter of the same rank" in err
+    assert message in err
 
 
 def test_another_skills_start_is_not_trained_over(chain: Path, call: Callable[..., Any]) -> None:
@@ -280,6 +289,9 @@ def test_another_skills_start_is_not_trained_over(chain: Path, call: Callable[..
     assert (code, out) == (2, "")
     assert "was trained on another backbone, and other skills may start from it" in err
     assert contents(chain.parent) == before
+    code, _, err = call("train", chain, chain.parent / "general")  # it is asked for
+    assert code == 0, err
+    assert trained_in(err) == ["general", "first", "toy-skill"]
 
 
 def test_a_head_whose_adapter_was_not_written_any_more_is_no_trained_skill(
@@ -295,6 +307,18 @@ def test_a_head_whose_adapter_was_not_written_any_more_is_no_trained_skill(
     alone.train()
     assert trained_for(alone.folder, backbone)
     assert not trained_for(alone.folder, OTHER)
+
+
+def test_a_skill_can_start_from_itself(
+    chain: Path, tmp_path: Path, call: Callable[..., Any]
+) -> None:
+    """What it was, in a copy; there is nothing to be trained before."""
+    assert call("train", chain)[0] == 0
+    out = ("--out", tmp_path / "out", "--with", "start_from=.")
+    code, _, err = call("train", chain, *out)
+    assert code == 0, err
+    assert trained_in(err) == ["toy-skill"]
+    assert "toy-skill: starts from toy-skill with 28" in err
 
 
 def test_a_circle_is_bad_input(
