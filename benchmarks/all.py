@@ -53,8 +53,7 @@ ABOUT = {
     "the peer is a plain LangGraph and PEFT pipeline with the same adapters and prompts. One "
     "round: the ratio wavers by a tenth and more from run to run",
     "skills_review": "compliance-review on documents that it was not trained on; frozen is the "
-    "bare backbone with such a head, which learnt from what the first of the skill's two trainings "
-    "did; prior is each hypothesis's most frequent label",
+    "bare backbone with the same head, prior each hypothesis's most frequent label",
     "skills_words": "The same hypotheses in words that no training has, stated and negated, of 20 "
     "documents; prior as above",
     "skills_parsing": "contract-parsing on contracts of filers that it was not trained on, in "
@@ -66,9 +65,8 @@ ABOUT = {
     "unseen_contracts": "Rules that no training asked, of commercial contracts that no version was "
     "asked a rule of before, stated and negated. Verdicts follow from CUAD's labels: a contract "
     "with a clause of a category entails each of its rules. The prior knows each category's usual "
-    "verdict in each form; frozen is the bare backbone with such a head, which learnt from what "
-    "the first of the skill's two trainings did; foreign is what no contract speaks of; score over "
-    "accuracy is how much surer it is than right",
+    "verdict in each form; frozen is the bare backbone with such a head; foreign is what no "
+    "contract speaks of; score over accuracy is how much surer it is than right",
     "unseen_rules": "Hypotheses left out of a training, as stated, paraphrased and negated; the "
     "prior knows each one's usual verdict in each form",
     "own_skill": "A skill of one's own, from 500 rows to a route; the 100 rows to measure on have "
@@ -234,28 +232,22 @@ def skill_rows() -> list[str]:
     """What each shipped skill measured on its tuning rows (documents kept out of training)."""
     rows = [
         "`agentkit skills show NAME`; untrained is the bare backbone with a head that has learnt",
-        "nothing, or with its probe; start is what the training started from (first, whose own",
-        "tuning rows are asked in fewer words); frozen has a head of its own, trained on the same",
-        "rows, where `benchmarks/frozen` keeps one. reporting's accuracy is of the topic, which a",
-        "probe of the frozen backbone chooses: its adapter writes (loss).",
+        "nothing, or with its probe; frozen has a head of its own, trained on the same rows, where",
+        "`benchmarks/frozen` keeps one. reporting's accuracy is of the topic, which a probe of the",
+        "frozen backbone chooses: its adapter writes (loss).",
         "",
-        "| skill | figure | untrained | start | trained | frozen |",
-        "|---|---|---|---|---|---|",
+        "| skill | figure | untrained | trained | frozen |",
+        "|---|---|---|---|---|",
     ]
-    skills = ROOT / "skills"
-    for path in sorted([*skills.glob("*/metrics.json"), *skills.glob("*/training/*/metrics.json")]):
+    for path in sorted((ROOT / "skills").glob("*/metrics.json")):
         tuning = json.loads(path.read_text(encoding="utf-8"))["tuning"]
-        skill, *stage = path.parent.relative_to(skills).parts
-        kept = ROOT / "benchmarks" / "frozen" / skill / path.name
+        kept = ROOT / "benchmarks" / "frozen" / path.parent.name / path.name
         frozen = json.loads(kept.read_text("utf-8"))["tuning"]["trained"] if kept.exists() else {}
-        if frozen.get("questions") != tuning["trained"].get("questions"):
-            frozen = {}  # of other rows
-        named = ", ".join([skill, *stage[1:]])
         for figure, value in tuning["trained"].items():
             if isinstance(value, float):
-                sides = (tuning["untrained"], tuning.get("start", {}), tuning["trained"], frozen)
-                said = " | ".join(str(side.get(figure, "")) for side in sides)
-                rows.append(f"| {named} | {figure.replace('_', ' ')} | {said} |")
+                cells = (tuning["untrained"].get(figure, ""), value, frozen.get(figure, ""))
+                said = " | ".join(map(str, cells))
+                rows.append(f"| {path.parent.name} | {figure.replace('_', ' ')} | {said} |")
     return rows
 
 

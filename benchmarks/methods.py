@@ -1,12 +1,12 @@
 """Ways to adapt compared on compliance-review: quality, size, training cost and inference cost.
 
-Every method is trained on the same few rows of what the skill first learnt from, for the same
-minutes, with all layers and with the upper third alone, each in a process of its own. Each starts
-from the task head that was first trained alone on the frozen backbone, and is measured beside it:
-within minutes an untrained head would decide the comparison, not the method. LoRA is trained once
-more with what `layers: auto`, `size: auto` and `search` find; their probes come on top of the
-minutes. A method whose folder is whole is not trained again, one that was cut off goes on; nor is
-it asked again what it has answered by the same code.
+Every method is trained on the same few rows of the skill's own data for the same minutes, with all
+layers and with the upper third alone, each in a process of its own. Each starts from the task head
+that was first trained alone on the frozen backbone, and is measured beside it: within minutes an
+untrained head would decide the comparison, not the method. LoRA is trained once more with what
+`layers: auto`, `size: auto` and `search` find; their probes come on top of the minutes. A method
+whose folder is whole is not trained again, one that was cut off goes on; nor is it asked again what
+it has answered by the same code.
 
 Quality is that of whole documents that no training learnt from or tuned on, as served; intervals
 are bootstraps over these documents, those of differences paired. Inference cost is that of the
@@ -28,7 +28,7 @@ from typing import Any, get_args
 
 from common import Metric, arguments, finish, need
 from evaluations import Kept, bounds, compared
-from trainings import FIRST, QUALITY, ROOT, SKILL, held_out, measured_on, record, source, trained
+from trainings import QUALITY, ROOT, SKILL, held_out, measured_on, record, source, trained
 
 from agentkit.adapters.tensor_file import read_header
 from agentkit.engine.engine import Engine
@@ -167,8 +167,8 @@ def main() -> int:
 
 
 def changes(variant: Variant, options: Any) -> dict[str, Any]:
-    """What differs from the first training's train.yaml."""
-    spec = load_train_spec(FIRST / "train.yaml")
+    """What differs from the skill's own train.yaml."""
+    spec = load_train_spec(SKILL / "train.yaml")
     # The skill's own rate, as much above or below a method's default as it is for its method.
     rate = RATES[variant.method] * spec.rate / RATES[spec.method]
     return {

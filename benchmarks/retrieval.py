@@ -27,7 +27,6 @@ from common import Metric, arguments, at_least, finish, need
 from retrieval_effect import effect
 from retrieval_tasks import Counts, Question, Task, contract_nli, cuad, found
 from rich.console import Console
-from trainings import FIRST
 from transformers import AutoTokenizer
 
 from agentkit import models
@@ -45,6 +44,7 @@ from agentkit.settings import Settings
 from agentkit.training.evidence import load_groups
 from agentkit.types import Document
 
+ROOT = Path(__file__).resolve().parent.parent
 AT = (1, 3, 5, 10)
 BUDGETS = (256, 512, 1024)
 
@@ -209,7 +209,7 @@ def new_questions(
 ) -> Counts:
     """The default with a reranker that was tuned without the question, put together over folds."""
     console.print("tuning without the questions ...")
-    wordings = FIRST / "training" / "wordings.jsonl"
+    wordings = ROOT / "skills" / "compliance-review" / "training" / "wordings.jsonl"
     asked = load_groups(folder, encoder, wordings=wordings if wordings.is_file() else None)
     names = sorted({question.text for task in tasks for question in task.questions})
     random.Random(7).shuffle(names)

@@ -13,9 +13,9 @@
 
 Intervals are bootstraps over documents. The frozen backbone answers with the same prompt, schema
 and scoring; a probe reads it anyhow. Where a task head answers or chooses, the same head is trained
-on the frozen backbone, if there is none yet (`benchmarks/frozen` keeps compliance-review's, which
-learnt from what the first of its two trainings did): an hour or two for a skill. `--frozen
-SKILL=DIR` names one that was trained elsewhere, `--without-frozen` leaves the line out.
+on the frozen backbone, if there is none yet (`benchmarks/frozen` keeps compliance-review's): an
+hour or two for a skill. `--frozen SKILL=DIR` names one that was trained elsewhere,
+`--without-frozen` leaves the line out.
 """
 
 from __future__ import annotations

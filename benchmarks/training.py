@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from common import Metric, arguments, finish, need
-from trainings import FIRST, copy_of_first
 
+from agentkit.training.copies import copy_untrained
 from agentkit.training.spec import load_train_spec
 
+ROOT = Path(__file__).resolve().parent.parent
 AGENTKIT = Path(sys.executable).with_name("agentkit")
 WAYS = {
     "plain": {"cache_lower": False},
@@ -91,9 +92,10 @@ def alone(
     path: Path | None = None,
 ) -> dict[str, Any]:
     """The metrics of a training on a few NDAs, in a process that finds packages at `path`, too."""
-    data = load_train_spec(FIRST / "train.yaml").data[0].model_dump(exclude_unset=True)
+    skill = ROOT / "skills" / "compliance-review"
+    data = load_train_spec(skill / "train.yaml").data[0].model_dump(exclude_unset=True)
     own = {"max_minutes": None, "calibration": [], "data": [data | {"limit": documents}]}
-    folder = copy_of_first(scratch / name, {**changes, **own})
+    folder = copy_untrained(skill, scratch / name, {**changes, **own})
     more = [str(path)] if path else []
     found = os.pathsep.join([*more, *filter(None, [os.environ.get("PYTHONPATH")])])
     subprocess.run(

@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 from common import Metric, arguments, finish, need
-from training import alone
-from trainings import ROOT
+from training import ROOT, alone
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from agentkit import models

@@ -17,13 +17,10 @@ from agentkit.skill.folder import load_skill
 from agentkit.skill.manifest_files import read_manifest
 from agentkit.training.copies import copy_untrained
 from agentkit.training.rows import Row, load_rows
-from agentkit.training.spec import TrainSpec, change_train_spec, load_train_spec
+from agentkit.training.spec import TrainSpec, load_train_spec
 
 ROOT = Path(__file__).resolve().parent.parent
 SKILL = ROOT / "skills" / "compliance-review"
-FIRST = SKILL / "training" / "first"
-"""What the skill's training starts from. Trained from nothing, as the trainings that are compared
-here, so these are asked for as it is."""
 FROZEN = ROOT / "out" / "frozen"
 """Heads that were trained without an adapter, by skill."""
 KEPT = ROOT / "benchmarks" / "frozen"
@@ -37,8 +34,8 @@ console = Console(stderr=True)
 
 
 def source(**known: Any) -> dict[str, Any]:
-    """The source of the first training whose data set, or split, is the one named."""
-    spec = load_train_spec(FIRST / "train.yaml")
+    """The source of the skill's train.yaml whose data set, or split, is the one named."""
+    spec = load_train_spec(SKILL / "train.yaml")
     for one in spec.data:
         facts = {"dataset": one.dataset, **one.options}
         if all(facts.get(key) == value for key, value in known.items()):
@@ -64,21 +61,13 @@ def held_out(folder: Path, data_dir: Path, documents: int) -> list[Row]:
     return [row for row in split.holdout if row.group in kept]
 
 
-def copy_of_first(into: Path, changes: Mapping[str, Any]) -> Path:
-    """A copy of the skill that is trained as the first training was, but for some settings."""
-    folder = copy_untrained(SKILL, into)
-    shutil.copytree(FIRST / "training", folder / "training", dirs_exist_ok=True)
-    change_train_spec(FIRST / "train.yaml", changes, folder / "train.yaml")
-    return folder
-
-
 def trained(name: str, into: Path, changes: Mapping[str, Any], data_dir: Path) -> Path:
     """The folder of a whole training by the changed train.yaml; trains where there is none yet."""
     folder = into / SKILL.name
     if whole(folder, changes):
         console.print(f"{name}: trained before")
         return folder
-    copy_of_first(into, changes)
+    copy_untrained(SKILL, into, changes)
     console.print(f"{name}: training")
     subprocess.run(
         [AGENTKIT, "train", folder, "--data-dir", data_dir, "--work", into / "work"],
@@ -93,38 +82,32 @@ def trained(name: str, into: Path, changes: Mapping[str, Any], data_dir: Path) -
 def frozen_head(name: str, data_dir: Path, into: Path = FROZEN) -> Path:
     """The folder of a shipped skill whose task head was trained without an adapter.
 
-    That beside the benchmarks, if there is one of the skill's data, or of those of the training
-    that the skill's starts from. Else it is trained where there is none yet: one reading of all
-    that the skill learns from by every layer, an hour or two on two cores. A training that was
-    killed goes on.
+    That beside the benchmarks, if there is one of the skill's data. Else it is trained where there
+    is none yet: one reading of all that the skill learns from by every layer, an hour or two on two
+    cores. A training that was killed goes on.
     """
     for folder in (KEPT / name, into / name):
         if _trained_as(ROOT / "skills" / name, folder):
             return folder
     console.print(f"{name}: training its head on the frozen backbone")
     command = [AGENTKIT, "train", ROOT / "skills" / name, "--out", into]
-    command += ["--with", "method=head", "--with", "epochs=20", "--with", "start_from=null"]
-    command += ["--data-dir", data_dir]
+    command += ["--with", "method=head", "--with", "epochs=20", "--data-dir", data_dir]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return into / name
 
 
 def _trained_as(skill: Path, folder: Path) -> bool:
-    """Whether a head lies there that was trained, and calibrated, on what a skill asks for now, or
-    what it starts from asked for, and answers as the skill does."""
+    """Whether a head lies there that was trained, and calibrated, on what a skill asks for now, and
+    answers as the skill does."""
     asked = load_train_spec(skill / "train.yaml")
-    learnt_from = [asked.data]
-    if asked.start_from:
-        learnt_from.append(load_train_spec(skill / asked.start_from / "train.yaml").data)
     try:
         spec = load_train_spec(folder / "train.yaml")
         done = not asked.calibration or "calibration" in record(folder)
         alike = [(folder / f).read_bytes() == (skill / f).read_bytes() for f in _ASKED_BY]
     except (OSError, ValueError, AgentkitError):
         return False
-    of_it = spec.data in learnt_from and spec.calibration == asked.calibration
-    alone = spec.method == "head" and not spec.start_from
-    return done and of_it and alone and all(alike) and (folder / "head.safetensors").is_file()
+    of_it = (spec.data, spec.calibration) == (asked.data, asked.calibration)
+    return done and of_it and all(alike) and (folder / "head.safetensors").is_file()
 
 
 def whole(folder: Path, changes: Mapping[str, Any]) -> bool:
@@ -136,7 +119,7 @@ def whole(folder: Path, changes: Mapping[str, Any]) -> bool:
         if trained_spec.calibration and "calibration" not in found:
             return False
         spec = trained_spec.model_dump(exclude_unset=True, mode="json")
-        base = load_train_spec(FIRST / "train.yaml").model_dump(exclude_unset=True)
+        base = load_train_spec(SKILL / "train.yaml").model_dump(exclude_unset=True)
     except (OSError, ValueError, AgentkitError):
         return False
     wanted = TrainSpec.model_validate(base | dict(changes))

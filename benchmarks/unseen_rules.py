@@ -9,9 +9,8 @@
   speaks of. The first contracts are skipped: earlier versions of the skill were measured on them.
 - With `--folds N` instead, on ContractNLI's dev split: four hypotheses are left out of a training,
   in turn, with the rules of contracts' clauses about the same matter, and asked in their own words,
-  in a paraphrase and negated. Each fold trains an adapter first, for `--minutes`, as the first of
-  the skill's trainings was, on all of its documents or on `--limit` of each source; a fold that is
-  there is not trained again.
+  in a paraphrase and negated. Each fold trains an adapter first, for `--minutes`, on all of the
+  skill's documents or on `--limit` of each source; a fold that is there is not trained again.
 
 Beside the contracts' stand the answers of a head that was trained on the frozen backbone (see
 `benchmarks/skills.py`). Beside each stands what can be had without reading: the most
@@ -33,7 +32,7 @@ from random import Random
 
 from common import arguments, finish, need
 from evaluations import served
-from trainings import FIRST, ROOT, SKILL, console, frozen_head, trained
+from trainings import ROOT, SKILL, console, frozen_head, trained
 from unseen_answers import (
     OPPOSITE,
     VERDICTS,
@@ -53,7 +52,7 @@ from agentkit.training.rows import Row, part_of
 from agentkit.training.spec import load_train_spec
 
 RULES = SKILL / "training" / "clause_rules.jsonl"
-WORDINGS = FIRST / "training" / "wordings.jsonl"
+WORDINGS = SKILL / "training" / "wordings.jsonl"
 FOREIGN = (
     "Bees must be kept on the premises.",
     "Staff get a free lunch on Fridays.",
@@ -213,7 +212,7 @@ def fold(number: int, options: argparse.Namespace) -> tuple[Path, list[str]]:
             else {}
         )
         | ({"limit": min(options.limit, source.limit or options.limit)} if options.limit else {})
-        for source in load_train_spec(FIRST / "train.yaml").data
+        for source in load_train_spec(SKILL / "train.yaml").data
     ]
     changes = {"data": data, "max_minutes": options.minutes}
     into = options.out / f"fold-{number}"
